@@ -1,0 +1,55 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.complete
+PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints-cpu.txt
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+.PHONY: env
+env: $(STAMP) ## make .venv with the plugin, OpenRLHF and all tools (PYTHON=python3.12 picks the interpreter)
+
+# On a machine with an NVIDIA GPU the same torch pin brings the CUDA build, wherever pip is set to look.
+# OpenRLHF goes in without its dependencies, which include flash-attn: pyproject.toml says more.
+$(STAMP): pyproject.toml setup.py constraints-cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make env: Python 3.11 or newer is needed; try make env PYTHON=python3.12")'
+	@echo "env 1/4  virtual environment in .venv"
+	@$(PYTHON) -m venv .venv
+	@echo "env 2/4  PyTorch, the largest download"
+	@$(PIP) torch
+	@echo "env 3/4  DeepSpeed, transformers, the plugin and its tools"
+	@$(PIP) --editable '.[openrlhf,demo,dev]'
+	@echo "env 4/4  OpenRLHF"
+	@$(PIP) --no-deps openrlhf
+	@touch $@
+	@echo "env      ready: source .venv/bin/activate"
+
+.PHONY: test
+test: env lint ## run the linters and every test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: test-fast
+test-fast: env ## run the unit tests only (under 2 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit
+
+.PHONY: lint
+lint: env ## check style, formatting and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: env ## sort imports and format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.PHONY: demo
+demo: env ## the paper's sentiment experiment in miniature, to runs/demo (about 5 minutes)
+	$(BIN)/python examples/demo/run.py
+
+.PHONY: clean
+clean: ## remove the environment and what runs, builds and tools left
+	rm -rf .venv runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

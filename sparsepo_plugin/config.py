@@ -1,0 +1,106 @@
+"""The `sparsepo:` section of a host's YAML: every key typed, documented and with an effect."""
+
+import inspect
+from typing import Any, Literal, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StrictBool, ValidationError, create_model
+
+from .errors import SparsePOError
+from .registry import MASKS
+
+# Constructor parameters of a mask that the run supplies; all others are options of the YAML.
+SUPPLIED = ("hidden_size", "num_layers", "seed")
+
+
+class SparsePOConfig(BaseModel):
+    """Keys of the `sparsepo:` section; keys of the chosen mask stand beside them and end up in `options`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    mask: str = Field("learned", description="registered name, or package.module:ClassName")
+    shared: StrictBool = Field(True, description="one mask for reward and KL (m_u = m_d), or two")
+    reward: dict[str, Any] = Field({}, description="options of m_u alone, when shared is false")
+    kl: dict[str, Any] = Field({}, description="options of m_d alone, when shared is false")
+    options: dict[str, Any] = Field({}, description="options of the mask; in the YAML they stand beside these keys")
+    expectation: Literal["reference", "policy"] = Field("reference", description="distribution X of e_t")
+    l1_reward: float = Field(0.0, ge=0, description="weight of the L1 norm of m_u")
+    l1_kl: float = Field(0.0, ge=0, description="weight of the L1 norm of m_d; with a shared mask the two add")
+    l1_reduction: Literal["sum", "mean"] = Field("sum", description="of the L1 norm over a response's tokens")
+    mask_lr: float | Literal["policy"] = Field(1e-3, description="learning rate of the masks, absolute, or `policy`")
+    mask_weight_decay: float = Field(0.01, ge=0, description="weight decay of the masks")
+    chunk_size: PositiveInt | None = Field(None, description="rows per vocabulary projection; by default from V")
+    plugins: list[str] = Field([], description="modules to import first, which may register masks")
+
+    @classmethod
+    def from_section(cls, section: dict[str, Any] | None) -> "SparsePOConfig":
+        """Validate the mapping under `sparsepo:`.
+
+        Args:
+            section: The mapping as YAML gave it; None is an empty one.
+
+        Raises:
+            SparsePOError: a key is unknown, has a wrong type, or has no effect; the line names it and what is allowed.
+        """
+        if not isinstance(section or {}, dict):
+            raise SparsePOError(f"sparsepo: a mapping of keys is needed, not {section!r}")
+        section = {str(key): value for key, value in (section or {}).items()}
+        own = {key: section.pop(key) for key in list(section) if key in cls.model_fields and key != "options"}
+        _import_plugins(own.get("plugins") or [])
+        config = _validate(cls, own, "sparsepo", allowed=())
+        options = mask_options(_mask_class(config.mask))
+        allowed = [*(key for key in cls.model_fields if key != "options"), *options.model_fields]
+        common = _validate(options, section, "sparsepo", allowed).model_dump(exclude_unset=True)
+        update: dict[str, Any] = {"options": common}
+        for key in ("reward", "kl"):
+            if overrides := getattr(config, key):
+                if config.shared:
+                    raise SparsePOError(f"sparsepo.{key} has no effect with sparsepo.shared: true")
+                both = _validate(options, {**section, **overrides}, f"sparsepo.{key}", list(options.model_fields))
+                update[key] = both.model_dump(include=set(overrides))
+        if "l1_reduction" in own and not (config.l1_reward or config.l1_kl):
+            raise SparsePOError("sparsepo.l1_reduction has no effect without l1_reward or l1_kl")
+        return config.model_copy(update=update)
+
+    def section(self) -> dict[str, Any]:
+        """The mapping that gives this config again, defaults left out."""
+        return {**self.model_dump(exclude_unset=True, exclude={"options"}), **self.options}
+
+
+def mask_options(mask: type) -> type[BaseModel]:
+    """A model of the options that a mask's constructor takes."""
+    hints = get_type_hints(mask.__init__, include_extras=True)
+    fields = {}
+    for name, parameter in inspect.signature(mask).parameters.items():
+        if name not in SUPPLIED and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[name] = (hints.get(name, Any), default)
+    return create_model(mask.__name__, __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def _mask_class(name: str) -> type:
+    try:
+        return MASKS.get(name)
+    except SparsePOError as error:
+        raise SparsePOError(f"sparsepo.mask: {error}") from error
+
+
+def _import_plugins(modules: Any) -> None:
+    for module in modules if isinstance(modules, list) else []:
+        try:
+            __import__(str(module))
+        except ImportError as error:
+            raise SparsePOError(f"sparsepo.plugins: {module!r} cannot be imported: {error}") from error
+
+
+def _validate(model: type[BaseModel], values: dict[str, Any], where: str, allowed: Any) -> BaseModel:
+    try:
+        return model(**values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join([where, *(str(part) for part in problem["loc"][:1])])
+            if problem["type"] == "extra_forbidden":
+                lines.append(f"{key} is not a key of this section: allowed are {', '.join(allowed)}")
+            else:
+                lines.append(f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}")
+        raise SparsePOError("; ".join(dict.fromkeys(lines))) from None

@@ -1,0 +1,111 @@
+"""`loss: sparsepo` for OpenRLHF's DPO trainer: from its batches to the host-neutral step and back."""
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch.distributed as dist
+from openrlhf.models.loss_registry import PreferenceLoss
+from torch import Tensor
+
+from ...config import SparsePOConfig
+from ...step import PreferenceStep
+from ...tokens import ResponseTokens
+from .checks import check_models, check_pairs, refuse_flags, shares_reference
+
+
+class SparsePOLoss(PreferenceLoss):
+    """Registered under `sparsepo` in the entry-point group `openrlhf.losses`.
+
+    Args:
+        args: OpenRLHF's arguments; `args.sparsepo` is the raw section of the YAML.
+
+    Raises:
+        SparsePOError: a key of the section is wrong.
+    """
+
+    section = "sparsepo"
+
+    def __init__(self, args: SimpleNamespace) -> None:
+        super().__init__(args)
+        self.args = args
+        self.config = SparsePOConfig.from_section(args.sparsepo)
+        self.preference_step = PreferenceStep(self.config, args.model.beta, args.model.label_smoothing)
+
+    @property
+    def loads_reference(self) -> bool:
+        """False when the reference is the policy with its LoRA adapter off."""
+        return not shares_reference(self.args)
+
+    def check(self, strategy: Any) -> None:
+        """Refuse what cannot work before any model is loaded.
+
+        Raises:
+            SparsePOError: a flag, a model or a row of the data; the line names it.
+        """
+        refuse_flags(self.args, self.config)
+        check_models(self.args)
+        check_pairs(self.args, strategy)
+
+    def wrap(self, model: Any, ref_model: Any | None) -> None:
+        """Put the mask head into the actor's model, so that both become one DeepSpeed engine.
+
+        Args:
+            model: The policy's Actor.
+            ref_model: The reference's Actor, or None.
+        """
+        reference = ref_model.model if ref_model else None
+        model.model = self.preference_step.wrap(model.model, reference, self.args.train.seed)
+        if self.args.ds.zero_stage == 3:
+            _gather_reference_head(model.model)
+
+    def step(self, trainer: Any, batch: tuple) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
+        """One micro-batch of OpenRLHF's trainer.
+
+        Args:
+            trainer: The DPOTrainer.
+            batch: chosen_ids, c_mask, reject_ids, r_mask and prompt_id_lens, on the device.
+
+        Returns:
+            Loss for the backward, preference loss, chosen and rejected rewards [P], and numbers to log.
+        """
+        input_ids, attention_mask, prompt_lens = trainer.concatenated_inputs(*batch)
+        group = trainer.strategy.ring_attn_group
+        inputs = {"attention_mask": attention_mask, "return_output": True, "ring_attn_group": group}
+        output = self.preference_step(
+            partial(trainer.model, input_ids, **inputs),
+            partial(trainer.ref_model, input_ids, **inputs) if trainer.ref_model else None,
+            self._tokens(input_ids, attention_mask, prompt_lens, group),
+            step=trainer.model.model.global_steps + 1,
+        )
+        loss, logs, flags = output.loss, output.metrics, self.args.model
+        if trainer.aux_loss:
+            loss = loss + output.aux_loss * flags.aux_loss_coef
+        if trainer.nll_loss:
+            loss = loss + output.nll_loss * flags.nll_loss_coef
+            logs["nll_loss"] = output.nll_loss.item()
+        return loss, output.loss, output.chosen_rewards, output.rejected_rewards, logs
+
+    def _tokens(
+        self, input_ids: Tensor, attention_mask: Tensor, prompt_lens: list[int], group: dist.ProcessGroup | None
+    ) -> ResponseTokens:
+        """Index of the batch as OpenRLHF's Actor lays it out: padded, packed, or a ring-attention share of the pack."""
+        if not self.args.ds.packing_samples:
+            return ResponseTokens.from_padded(input_ids, attention_mask, prompt_lens)
+        packed = input_ids[attention_mask.bool()]
+        tokens = ResponseTokens.from_packed(packed, attention_mask.sum(-1), prompt_lens)
+        if group is None:
+            return tokens
+        share = -(-len(packed) // dist.get_world_size(group))
+        start = dist.get_rank(group) * share
+        return tokens.shard(start, start + share, group)
+
+
+def _gather_reference_head(policy: Any) -> None:
+    """Have ZeRO-3 gather the reference's head together with the policy's, in forward and backward."""
+    from deepspeed.zero import register_external_parameter
+
+    for parameter in policy.reference_parameters():
+        register_external_parameter(policy.policy.get_output_embeddings(), parameter)
+
+

@@ -1,0 +1,100 @@
+"""What every mask is, and the pair of them that training uses."""
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..config import SparsePOConfig
+from ..errors import SparsePOError
+from ..reference import SITES, ReferenceFeatures
+from ..registry import MASKS
+from ..tokens import MaskPair, ResponseTokens
+
+
+class TokenMask(nn.Module):
+    """A weight for every response token, read off the reference model's state before that token (paper §2.3).
+
+    A constructor may ask for `hidden_size`, `num_layers` and `seed` by name; its other parameters are the options that
+    the YAML may set, checked against their annotations.
+
+    Attributes:
+        needs: What of `ReferenceFeatures` the mask reads: any of hidden_states, activations, last_hidden.
+        sites: Kinds of site that `activations` should cover.
+    """
+
+    needs: frozenset[str] = frozenset()
+    sites: tuple[str, ...] = SITES
+
+    def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> Tensor:
+        """Weights of the batch's response tokens. float [N], not negative."""
+        raise NotImplementedError
+
+
+class MaskHead(nn.Module):
+    """m_u and m_d of a run: one mask for both, or two (paper §2.3, m_u = m_d and m_u ≠ m_d)."""
+
+    def __init__(self, reward: TokenMask, kl: TokenMask | None = None) -> None:
+        super().__init__()
+        if kl is not None and kl.sites != reward.sites:
+            raise SparsePOError(f"sparsepo.kl.sites: {kl.sites} must be those of the reward mask, {reward.sites}")
+        self.reward = reward
+        self.kl = kl
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the masks read, together."""
+        return self.reward.needs | (self.kl.needs if self.kl else frozenset())
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Kinds of activation site, the same for both masks."""
+        return self.reward.sites
+
+    def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> MaskPair:
+        """Both masks, float [N] each."""
+        reward = self.reward(features, tokens)
+        return MaskPair(reward, self.kl(features, tokens) if self.kl else reward)
+
+
+def build_masks(config: SparsePOConfig, hidden_size: int, num_layers: int, seed: int) -> MaskHead:
+    """The masks that a `sparsepo:` section describes.
+
+    Args:
+        config: The section.
+        hidden_size: d of the reference model.
+        num_layers: L of the reference model.
+        seed: The host's seed; the second of two independent masks gets the next one.
+
+    Raises:
+        SparsePOError: a key would have no effect with these masks.
+    """
+    cls = MASKS.get(config.mask)
+    given = {"hidden_size": hidden_size, "num_layers": num_layers, "seed": seed}
+    asked = {name: given[name] for name in inspect.signature(cls).parameters if name in given}
+    reward = _construct(cls, config, asked, config.reward)
+    if config.shared:
+        head = MaskHead(reward)
+    else:
+        if "seed" in asked:
+            asked["seed"] += 1
+        head = MaskHead(reward, _construct(cls, config, asked, config.kl))
+    _refuse_idle_keys(config, head, seeded="seed" in asked)
+    return head
+
+
+def _construct(cls: type, config: SparsePOConfig, asked: dict[str, int], own: dict[str, Any]) -> TokenMask:
+    return cls(**asked, **{**config.options, **own})
+
+
+def _refuse_idle_keys(config: SparsePOConfig, head: MaskHead, seeded: bool) -> None:
+    if any(True for _ in head.parameters()):
+        return
+    for key in ("l1_reward", "l1_kl", "l1_reduction", "mask_lr", "mask_weight_decay"):
+        if key in config.model_fields_set:
+            raise SparsePOError(f"sparsepo.{key} has no effect: mask {config.mask!r} has nothing to learn")
+    if not config.shared and not seeded and config.reward == config.kl:
+        raise SparsePOError(
+            f"sparsepo.shared: false has no effect: both masks would be the same {config.mask!r}; "
+            "give them different options under sparsepo.reward and sparsepo.kl"
+        )

@@ -1,0 +1,26 @@
+"""One weight for all tokens."""
+
+from pydantic import NonNegativeFloat
+from torch import Tensor
+
+from ..reference import ReferenceFeatures
+from ..registry import MASKS
+from ..tokens import ResponseTokens
+from .base import TokenMask
+
+
+@MASKS.register("uniform")
+class UniformMask(TokenMask):
+    """The same weight for every token: 1 and 1 is TDPO v1, reward 1 and KL 0 is DPO.
+
+    Args:
+        value: The weight.
+    """
+
+    def __init__(self, *, value: NonNegativeFloat = 1.0) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> Tensor:
+        """`value` for each response token. float32 [N]."""
+        return features.last_hidden.new_full((len(tokens),), self.value).float()

@@ -1,0 +1,144 @@
+"""The frozen reference forward, which also yields the rows that masks are computed from."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import SparsePOError
+from .head import ResponseHead
+
+SITES = ("attention", "feed_forward", "residual")
+
+
+@dataclass
+class ReferenceFeatures:
+    """What a mask may read of the reference model; row n belongs to the state that predicts response token n.
+
+    Attributes:
+        hidden_states: Output of each decoder layer, the last one after the final norm: what transformers calls
+            `hidden_states[1:]`. [L, N, d] in the model's dtype, or None if no mask asked for it.
+        activations: Outputs of the hooked sites, averaged over features. float32 [G, N], or None.
+        last_hidden: Input of the vocabulary head. [N, d].
+    """
+
+    hidden_states: Tensor | None = None
+    activations: Tensor | None = None
+    last_hidden: Tensor | None = None
+
+
+@torch.no_grad()
+def collect_features(
+    model: nn.Module,
+    forward: Callable[[], Any],
+    rows: Tensor,
+    needs: frozenset[str] = frozenset(),
+    sites: tuple[str, ...] = SITES,
+) -> ReferenceFeatures:
+    """Run the reference once and keep the rows of response tokens; its vocabulary head never runs.
+
+    Rows are picked inside forward hooks, so no layer's whole-sequence states outlive the layer.
+
+    Args:
+        model: The Hugging Face decoder inside, for its layers and its head.
+        forward: Runs it, through whatever the host has wrapped around it.
+        rows: Rows of the flattened hidden states. int64 [N].
+        needs: Any of `hidden_states` and `activations`; `last_hidden` always comes.
+        sites: Kinds of site that `activations` covers, one row per kind and layer.
+
+    Raises:
+        SparsePOError: the decoder's layers or sites cannot be found.
+    """
+    layers = decoder_layers(model) if needs & {"hidden_states", "activations"} else []
+    hidden_states: list[Tensor] = []
+    activations: list[Tensor] = []
+    captured: list[Tensor] = []
+
+    def capture(head: ResponseHead, hidden: Tensor) -> Tensor:
+        captured.append(_pick(hidden, rows))
+        return hidden.new_empty(0)
+
+    with ExitStack() as hooks:
+        hooks.enter_context(ResponseHead.of(model).serving(capture))
+        if "hidden_states" in needs:
+            # The last layer's output is replaced by what the head sees, after the final norm.
+            hooks.enter_context(_on_output(layers[:-1], lambda out: hidden_states.append(_pick(out, rows))))
+        if "activations" in needs:
+            modules = activation_sites(layers, sites)
+            keep = activations.append
+            hooks.enter_context(_on_output(modules, lambda out: keep(_pick(out, rows).float().mean(-1))))
+        forward()
+    (last_hidden,) = captured
+    return ReferenceFeatures(
+        hidden_states=torch.stack([*hidden_states, last_hidden]) if "hidden_states" in needs else None,
+        activations=torch.stack(activations) if "activations" in needs else None,
+        last_hidden=last_hidden,
+    )
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The layers of any Hugging Face decoder: the outermost list as long as its config says.
+
+    Raises:
+        SparsePOError: there is none.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise SparsePOError(f"{type(model).__name__}: no list of {depth} layers was found to read hidden states from")
+
+
+def activation_sites(layers: nn.ModuleList, kinds: tuple[str, ...] = SITES) -> list[nn.Module]:
+    """Modules whose outputs the activation mask reads (paper §2.3), one per kind and layer, without naming architectures.
+
+    `residual` is a layer itself; `attention` and `feed_forward` are its direct children that hold a matrix, told apart
+    by whether their name speaks of attention.
+
+    Raises:
+        SparsePOError: a layer has nothing of a kind that was asked for.
+    """
+    sites = []
+    for layer in layers:
+        children = [(name, child) for name, child in layer.named_children() if _holds_matrix(child)]
+        by_kind = {
+            "attention": [child for name, child in children if _is_attention(name, child)],
+            "feed_forward": [child for name, child in children if not _is_attention(name, child)],
+            "residual": [layer],
+        }
+        for kind in kinds:
+            if not by_kind[kind]:
+                raise SparsePOError(f"{type(layer).__name__} has no {kind} site; children are {[n for n, _ in children]}")
+            sites.extend(by_kind[kind])
+    return sites
+
+
+def _is_attention(name: str, module: nn.Module) -> bool:
+    return "att" in name.lower() or "attention" in type(module).__name__.lower()
+
+
+def _holds_matrix(module: nn.Module) -> bool:
+    # Under ZeRO-3 a parameter is an empty stub that remembers its shape.
+    return any(len(getattr(p, "ds_shape", p.shape)) > 1 for p in module.parameters())
+
+
+def _pick(hidden: Tensor, rows: Tensor) -> Tensor:
+    return hidden.reshape(-1, hidden.shape[-1])[rows]
+
+
+@contextmanager
+def _on_output(modules: list[nn.Module], use: Callable[[Tensor], None]) -> Iterator[None]:
+    """Within the context `use` sees the first output of each module's forward."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        use(output[0] if isinstance(output, tuple) else output)
+
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,158 @@
+"""Which hidden states predict response tokens: a flat, ragged index over a batch, padded or packed alike."""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
+
+from .errors import SparsePOError
+
+
+class MaskPair(NamedTuple):
+    """The two token weights of DESIGN's masked advantage (paper Eq. 7 and 8).
+
+    Attributes:
+        reward: m_u, weight of each token's log-ratio. float [N].
+        kl: m_d, weight of each token's expected log-ratio. float [N].
+    """
+
+    reward: Tensor
+    kl: Tensor
+
+
+@dataclass(frozen=True)
+class ResponseTokens:
+    """The N response tokens of a batch of P pairs (S = 2P sequences, chosen 0…P-1, rejected P…2P-1).
+
+    Attributes:
+        labels: The token that was written. int64 [N].
+        rows: Row of the flattened hidden states that predicts it, one position before the token. int64 [N].
+        sequence: Index of its sequence, ascending. int64 [N].
+        position: Place inside its response, from 0. int64 [N].
+        num_pairs: P.
+        group: Ring-attention group over which the sequences are sharded; per-sequence reductions cross it.
+    """
+
+    labels: Tensor
+    rows: Tensor
+    sequence: Tensor
+    position: Tensor
+    num_pairs: int
+    group: dist.ProcessGroup | None = None
+
+    @classmethod
+    def from_padded(cls, input_ids: Tensor, attention_mask: Tensor, prompt_lens: Tensor) -> "ResponseTokens":
+        """Index a padded batch; `rows` count into the hidden states flattened to [S·T, d].
+
+        Args:
+            input_ids: int64 [S, T], padded on either side.
+            attention_mask: [S, T], 1 on real tokens.
+            prompt_lens: Prompt tokens of each sequence, [S] or a list.
+
+        Raises:
+            SparsePOError: S is odd or the shapes disagree.
+        """
+        if attention_mask.shape != input_ids.shape or input_ids.dim() != 2:
+            raise SparsePOError(
+                f"input_ids {tuple(input_ids.shape)} and attention_mask {tuple(attention_mask.shape)} must be one [S, T]"
+            )
+        real = attention_mask.bool()
+        place = attention_mask.long().cumsum(-1) - 1
+        prompt_lens = _prompt_lens(prompt_lens, input_ids)
+        # The first token of a sequence has no predicting row, also when its prompt is empty.
+        response = real & (place >= prompt_lens.clamp(min=1)[:, None])
+        sequence, column = response.nonzero(as_tuple=True)
+        return cls(
+            labels=input_ids[sequence, column],
+            rows=sequence * input_ids.shape[1] + column - 1,
+            sequence=sequence,
+            position=place[sequence, column] - prompt_lens.clamp(min=1)[sequence],
+            num_pairs=len(input_ids) // 2,
+        )
+
+    @classmethod
+    def from_packed(cls, input_ids: Tensor, sequence_lens: Tensor, prompt_lens: Tensor) -> "ResponseTokens":
+        """Index one flat packed row, the S sequences laid end to end; `rows` count into its hidden states [T, d].
+
+        Args:
+            input_ids: int64 [T] or [1, T]; what follows the last sequence is padding.
+            sequence_lens: Tokens of each sequence, [S] or a list.
+            prompt_lens: Prompt tokens of each sequence, [S] or a list.
+
+        Raises:
+            SparsePOError: S is odd, or the sequences are longer than the row.
+        """
+        flat = input_ids.reshape(-1)
+        lens = torch.as_tensor(sequence_lens, device=flat.device)
+        prompt_lens = _prompt_lens(prompt_lens, lens)
+        total = int(lens.sum())
+        if total > len(flat):
+            raise SparsePOError(f"sequence_lens add up to {total}, the packed row has {len(flat)} tokens")
+        sequence = torch.arange(len(lens), device=flat.device).repeat_interleave(lens)
+        place = torch.arange(total, device=flat.device) - (lens.cumsum(0) - lens)[sequence]
+        position = place - prompt_lens.clamp(min=1)[sequence]
+        index = (position >= 0).nonzero().squeeze(-1)
+        return cls(flat[index], index - 1, sequence[index], position[index], num_pairs=len(lens) // 2)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_sequences(self) -> int:
+        """S = 2P."""
+        return 2 * self.num_pairs
+
+    @property
+    def chosen(self) -> Tensor:
+        """True on the tokens of chosen responses. bool [N]."""
+        return self.sequence < self.num_pairs
+
+    def shard(self, start: int, end: int, group: dist.ProcessGroup) -> "ResponseTokens":
+        """The tokens whose rows lie in [start, end) of a packed row that `group` shares, rows counted from `start`."""
+        here = (self.rows >= start) & (self.rows < end)
+        return replace(
+            self,
+            labels=self.labels[here],
+            rows=self.rows[here] - start,
+            sequence=self.sequence[here],
+            position=self.position[here],
+            group=group,
+        )
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Per-sequence sum, differentiable, over the ring-attention group if there is one. [N] -> [S]."""
+        total = values.new_zeros(self.num_sequences).index_add(0, self.sequence, values)
+        # The backward of this all_reduce sums over the group too, which DeepSpeed's mean over all ranks divides out.
+        return total if self.group is None else all_reduce(total, group=self.group)
+
+    def count(self) -> Tensor:
+        """Response tokens of each sequence. float32 [S]."""
+        return self.sum(torch.ones(len(self), device=self.labels.device))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Per-sequence mean, 0 for a sequence without response tokens. [N] -> [S]."""
+        return self.sum(values) / self.count().clamp(min=1).to(values.dtype)
+
+    def extremes(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Per-sequence minimum and maximum, not differentiable; ±inf for a sequence without tokens. [N] -> [S], [S]."""
+        low = values.new_full((self.num_sequences,), torch.inf)
+        low = low.scatter_reduce(0, self.sequence, values.detach(), "amin")
+        high = (-low).fill_(-torch.inf).scatter_reduce(0, self.sequence, values.detach(), "amax")
+        if self.group is not None:
+            dist.all_reduce(low, op=dist.ReduceOp.MIN, group=self.group)
+            dist.all_reduce(high, op=dist.ReduceOp.MAX, group=self.group)
+        return low, high
+
+
+def _prompt_lens(prompt_lens: Tensor, sequences: Tensor) -> Tensor:
+    """Prompt lengths as a tensor beside `sequences`, after checking that there is one for each of 2P sequences."""
+    prompt_lens = torch.as_tensor(prompt_lens, device=sequences.device)
+    if len(sequences) % 2 or prompt_lens.shape != (len(sequences),):
+        raise SparsePOError(
+            f"{len(sequences)} sequences with {tuple(prompt_lens.shape)} prompt_lens: "
+            "an even number is needed, chosen first, and one prompt length for each"
+        )
+    return prompt_lens
