@@ -5,6 +5,8 @@ BIN := .venv/bin
 STAMP := .venv/.complete
 PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints-cpu.txt
 
+PURELIB := $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
 .PHONY: help
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -13,7 +15,8 @@ help: ## list the targets
 env: $(STAMP) ## make .venv with the plugin, OpenRLHF and all tools (PYTHON=python3.12 picks the interpreter)
 
 # On a machine with an NVIDIA GPU the same torch pin brings the CUDA build, wherever pip is set to look.
-# OpenRLHF goes in without its dependencies, which include flash-attn: pyproject.toml says more.
+# OpenRLHF goes in without its dependencies, which include flash-attn (pyproject.toml says more), and from its wheel for
+# Python 3.12 whatever the interpreter: there is none for 3.13, and all of them hold the same plain Python.
 $(STAMP): pyproject.toml setup.py constraints-cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make env: Python 3.11 or newer is needed; try make env PYTHON=python3.12")'
 	@echo "env 1/4  virtual environment in .venv"
@@ -23,7 +26,7 @@ $(STAMP): pyproject.toml setup.py constraints-cpu.txt
 	@echo "env 3/4  DeepSpeed, transformers, the plugin and its tools"
 	@$(PIP) --editable '.[openrlhf,demo,dev]'
 	@echo "env 4/4  OpenRLHF"
-	@$(PIP) --no-deps openrlhf
+	@$(PIP) --no-deps --only-binary :all: --python-version 3.12 --upgrade --target "$$($(PURELIB))" openrlhf
 	@touch $@
 	@echo "env      ready: source .venv/bin/activate"
 

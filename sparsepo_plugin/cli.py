@@ -29,8 +29,7 @@ def train(
     with one_line_errors():
         host = load_host()
         args = host.parse_args(arguments)
-        if args.loss:
-            host.get_loss_class(args.loss)(args)  # the section's mistakes, before any process is started
+        host.get_loss_class(args.loss)(args)  # the section's mistakes, before any process is started
     raise typer.Exit(subprocess.run([*launcher(num_processes), *arguments]).returncode)
 
 
@@ -40,8 +39,7 @@ def check(context: typer.Context, file: ConfigFile) -> None:
     with one_line_errors():
         host = load_host()
         args = host.parse_args(["--config", str(file), *context.args])
-        if args.loss:
-            host.get_loss_class(args.loss)(args).check(host.get_strategy(args))
+        host.get_loss_class(args.loss)(args).check(host.get_strategy(args))
     typer.echo(f"{file}: ok, loss: {args.loss or 'OpenRLHF DPO'}")
 
 

@@ -1,8 +1,8 @@
 """What every mask is, and the pair of them that training uses."""
 
 import inspect
-from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..config import SparsePOConfig
@@ -72,19 +72,16 @@ def build_masks(config: SparsePOConfig, hidden_size: int, num_layers: int, seed:
     cls = MASKS.get(config.mask)
     given = {"hidden_size": hidden_size, "num_layers": num_layers, "seed": seed}
     asked = {name: given[name] for name in inspect.signature(cls).parameters if name in given}
-    reward = _construct(cls, config, asked, config.reward)
-    if config.shared:
-        head = MaskHead(reward)
-    else:
+    # The start depends on the seed alone, and not on what the host drew before.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        reward = cls(**asked, **{**config.options, **config.reward})
         if "seed" in asked:
             asked["seed"] += 1
-        head = MaskHead(reward, _construct(cls, config, asked, config.kl))
+        kl = None if config.shared else cls(**asked, **{**config.options, **config.kl})
+        head = MaskHead(reward, kl)
     _refuse_idle_keys(config, head, seeded="seed" in asked)
     return head
-
-
-def _construct(cls: type, config: SparsePOConfig, asked: dict[str, int], own: dict[str, Any]) -> TokenMask:
-    return cls(**asked, **{**config.options, **own})
 
 
 def _refuse_idle_keys(config: SparsePOConfig, head: MaskHead, seeded: bool) -> None:

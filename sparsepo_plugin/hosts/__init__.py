@@ -1,0 +1,1 @@
+"""Layers between the host-neutral step and the trainers that run it."""

@@ -1,0 +1,1 @@
+"""OpenRLHF, as a patched copy of the pinned release."""

@@ -1,0 +1,186 @@
+"""Real runs of the patched OpenRLHF under DeepSpeed, on a tiny model made here."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+VOCABULARY, WIDTH = 512, 256  # vocabulary × width is above the 1e5 elements that ZeRO-3 keeps gathered anyway
+
+
+@pytest.fixture(autouse=True)
+def _host_marker(request):
+    request.node.add_marker(pytest.mark.host)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """Folder with `model/` (a random Llama), `other/` (another one), and `pairs.jsonl` and `held_out.jsonl`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    words = ["<unk>", "<pad>", "</s>", *(f"w{i}" for i in range(VOCABULARY - 3))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>", model_max_length=64
+    )
+    for seed, name in ((0, "model"), (1, "other")):
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            intermediate_size=WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            pad_token_id=1,
+            eos_token_id=2,
+            initializer_range=0.1,
+        )
+        LlamaForCausalLM(config).save_pretrained(folder / name)
+        fast.save_pretrained(folder / name)
+    write_pairs(folder / "pairs.jsonl", 80, seed=0)
+    write_pairs(folder / "held_out.jsonl", 12, seed=1)
+    return folder
+
+
+def write_pairs(path: Path, count: int, seed: int) -> Path:
+    """Random words; chosen and rejected differ in length and content."""
+    rng = random.Random(seed)
+
+    def text(low: int, high: int) -> str:
+        return " ".join(f"w{rng.randrange(VOCABULARY - 3)}" for _ in range(rng.randint(low, high)))
+
+    rows = [{"prompt": text(2, 5) + " ", "chosen": text(1, 9), "rejected": text(1, 9)} for _ in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@dataclass
+class Run:
+    """What a run left behind."""
+
+    code: int
+    output: str
+    folder: Path
+
+    def scalars(self, name: str) -> list[float]:
+        """Values that the host logged to tensorboard, by step."""
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        (path,) = {event.parent for event in (self.folder / "tb").rglob("events*")}
+        events = EventAccumulator(str(path))
+        events.Reload()
+        return [event.value for event in events.Scalars(name)]
+
+    @property
+    def losses(self) -> torch.Tensor:
+        return torch.tensor(self.scalars("train/loss"), dtype=torch.float64)
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Final weights of the model, and of the mask head if there is one."""
+        saved = {}
+        for name in ("model", "adapter_model", "mask_head"):
+            path = self.folder / "out" / f"{name}.safetensors"
+            if path.is_file():
+                saved.update({f"{name}.{key}": value for key, value in load_file(path).items()})
+        return saved
+
+
+def difference(one: Run, other: Run) -> tuple[float, float]:
+    """Largest difference of per-step losses and of final weights."""
+    assert len(one.losses) == len(other.losses) > 0
+    return (one.losses - other.losses).abs().max().item(), difference_of_weights(one, other)
+
+
+def difference_of_weights(one: Run, other: Run) -> float:
+    """Largest difference of the final weights, of masks too where both have some."""
+    mine, theirs = one.weights, other.weights
+    assert mine.keys() == theirs.keys() and mine
+    return max((mine[key].double() - theirs[key].double()).abs().max().item() for key in mine)
+
+
+def merge(base: dict, over: dict) -> dict:
+    """`base` with the leaves of `over`; None removes a key."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        elif value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = value
+    return merged
+
+
+@pytest.fixture(scope="session")
+def config(tiny) -> Callable[..., dict]:
+    """The YAML of ten fp32 steps with learned, independent masks; arguments are merged over it."""
+    base = {
+        "model": {"model_name_or_path": str(tiny / "model"), "beta": 0.5},
+        "data": {"dataset": str(tiny / "pairs.jsonl"), "prompt_key": "prompt", "max_len": 32},
+        "train": {"batch_size": 8, "micro_batch_size": 8, "max_epochs": 1},
+        "ds": {"zero_stage": 2, "param_dtype": "fp32", "attn_implementation": "sdpa"},
+        # With the usual eps of 1e-8 Adam turns rounding noise in near-zero gradients into whole steps.
+        "adam": {"lr": 1e-3, "eps": 1e-4},
+        "lr_warmup_ratio": 0.1,
+        "loss": "sparsepo",
+        "sparsepo": {"mask": "learned", "shared": False, "l1_reward": 1e-3, "l1_kl": 1e-3, "mask_lr": 1e-2},
+    }
+    return lambda **over: merge(base, over)
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory) -> Callable[..., Run]:
+    """Start the training module under torchrun (or `launcher="deepspeed"`) and wait for its end."""
+
+    def launch(
+        config: dict, *flags: str, processes: int = 1, folder: Path | None = None, launcher: str = "torchrun"
+    ) -> Run:
+        folder = folder or tmp_path_factory.mktemp("run")
+        places = {
+            "ckpt": {"output_dir": str(folder / "out"), "path": str(folder / "checkpoints")},
+            "logger": {"tensorboard_dir": str(folder / "tb")},
+        }
+        file = folder / "run.yaml"
+        file.write_text(yaml.safe_dump(merge(places, config)))
+        starts = {
+            "torchrun": [*("-m", "torch.distributed.run", "--standalone"), "--nproc_per_node", str(processes), "-m"],
+            "deepspeed": [*("-m", "deepspeed.launcher.runner"), "--num_gpus", str(processes), "--module"],
+        }
+        command = [sys.executable, *starts[launcher], "sparsepo_plugin.train", "--config", str(file), *flags]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+        return Run(done.returncode, done.stdout + done.stderr, folder)
+
+    return launch
+
+
+@pytest.fixture(scope="session")
+def train(config, launch) -> Callable[..., Run]:
+    """`launch` of a run that must succeed; the same arguments give the same finished run."""
+    finished: dict[str, Run] = {}
+
+    def train(processes: int = 1, **over) -> Run:
+        key = json.dumps([processes, over], sort_keys=True)
+        if key not in finished:
+            run = launch(config(**over), processes=processes)
+            assert run.code == 0, run.output[-4000:]
+            finished[key] = run
+        return finished[key]
+
+    return train

@@ -1,0 +1,23 @@
+"""Every shipped YAML is accepted by the real parser and by the loss."""
+
+from pathlib import Path
+
+import pytest
+
+from sparsepo_plugin.hosts.openrlhf.checks import refuse_flags
+from sparsepo_plugin.train import load_host
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(path):
+    host = load_host()
+    args = host.parse_args(["--config", str(path)])
+    loss = host.get_loss_class(args.loss)(args)
+    refuse_flags(args, loss.config)
+    assert loss.loads_reference == (args.ds.lora.rank == 0)
+
+
+def test_there_is_one_for_each_road():
+    assert {"full_zero3", "lora", "packed_flash"} <= {path.stem for path in EXAMPLES}

@@ -1,0 +1,92 @@
+"""Two processes through the DeepSpeed launcher: train, evaluate, save, be stopped, resume."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from conftest import merge
+from transformers import AutoModelForCausalLM
+
+from sparsepo_plugin import load_mask
+
+LONG = {
+    "train": {"max_epochs": 3, "micro_batch_size": 4},
+    "ds": {"zero_stage": 3, "packing_samples": True},
+    "ckpt": {"save_steps": 4, "max_num": 2},
+    "eval": {"split": "train", "steps": 10},
+}
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(config, launch, tiny, tmp_path):
+    settings = merge(config(**LONG), {"eval": {"dataset": str(tiny / "held_out.jsonl")}})
+    whole = launch(settings, processes=2, launcher="deepspeed")
+    assert whole.code == 0, whole.output[-4000:]
+    assert len(whole.scalars("eval/eval_loss")) == len(whole.scalars("eval/acc_mean")) == 3
+    assert len(list((whole.folder / "checkpoints").glob("global_step*"))) == 2  # the host's rotation
+
+    stop_after_first_checkpoint(settings, tmp_path)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    resumed = launch(settings, "--ckpt.load_enable", processes=2, launcher="deepspeed", folder=tmp_path)
+    assert resumed.code == 0, resumed.output[-4000:]
+    assert "Loaded the checkpoint" in resumed.output
+
+    expected, weights = whole.weights, resumed.weights
+    assert expected.keys() == weights.keys()
+    assert any(key.startswith("mask_head.") for key in weights)
+    for key in weights:
+        assert torch.equal(weights[key], expected[key]), key
+
+
+def stop_after_first_checkpoint(settings, folder: Path):
+    places = {
+        "ckpt": {"output_dir": str(folder / "out"), "path": str(folder / "checkpoints")},
+        "logger": {"tensorboard_dir": str(folder / "tb0")},
+    }
+    (folder / "stopped.yaml").write_text(yaml.safe_dump(merge(places, settings)))
+    command = [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")]
+    command += ["sparsepo_plugin.train", "--config", str(folder / "stopped.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 300
+        while not (folder / "checkpoints" / "latest").exists():
+            assert process.poll() is None and time.monotonic() < deadline, "the run ended before its first checkpoint"
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_the_saved_folder_is_a_plain_model_with_the_mask_beside_it(train, tiny):
+    folder = train().folder / "out"
+    # In a process that cannot import the plugin.
+    code = (
+        "import sys; sys.modules['sparsepo_plugin'] = None\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"model = AutoModelForCausalLM.from_pretrained({str(folder)!r})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})\n"
+        "print(tokenizer.decode(model.generate(**tokenizer('w1 w2', return_tensors='pt'), max_new_tokens=3)[0]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("w1 w2"), done.stderr
+    trained = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    start = AutoModelForCausalLM.from_pretrained(tiny / "model").state_dict()
+    assert trained.keys() == start.keys()
+    assert all(not torch.equal(trained[key], start[key]) for key in trained)
+    mask_head, section = load_mask(folder)
+    assert section.mask == "learned" and not section.shared and mask_head.kl is not None
+
+
+def test_the_saved_adapter_loads_with_peft(train, tiny):
+    from peft import PeftModel
+
+    run = train(ds={"lora": {"rank": 4, "alpha": 8, "dropout": 0.0}})
+    base = AutoModelForCausalLM.from_pretrained(tiny / "model")
+    model = PeftModel.from_pretrained(base, run.folder / "out")
+    lora_b = [value for key, value in model.state_dict().items() if "lora_B" in key]
+    assert lora_b and all(value.abs().max() > 0 for value in lora_b)
+    load_mask(run.folder / "out")
