@@ -1,5 +1,6 @@
 """One weight for all tokens."""
 
+import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
@@ -23,4 +24,4 @@ class UniformMask(TokenMask):
 
     def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> Tensor:
         """`value` for each response token. float32 [N]."""
-        return features.last_hidden.new_full((len(tokens),), self.value).float()
+        return features.last_hidden.new_full((len(tokens),), self.value, dtype=torch.float32)

@@ -50,6 +50,7 @@ def check(config, tmp_path):
         ({"model": {"ipo_enable": True}}, ("model.ipo_enable",)),
         ({"model": {"aux_loss_coef": 0.1}}, ("model.aux_loss_coef", "no effect", "router")),
         ({"ds": {"tensor_parallel_size": 2}}, ("ds.tensor_parallel_size",)),
+        ({"sparsepo": {"layers": [5]}}, ("sparsepo.layers", "from 0 to 1")),
         ({"ds": {"packing_samples": True, "ring_attn_size": 2}}, ("ds.ring_attn_size", "ring_flash_attn")),
         ({"ref": {"share": True}}, ("ref.share", "ds.lora.rank")),
         ({"optim": "muon"}, ("optim: muon", "sparsepo.mask_lr")),

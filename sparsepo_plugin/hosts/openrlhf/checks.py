@@ -6,8 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from ...config import SparsePOConfig
 from ...errors import SparsePOError
+from ...masks import build_masks
 
 _FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".py")
 
@@ -19,7 +22,7 @@ def shares_reference(args: SimpleNamespace) -> bool:
     return args.ds.lora.rank > 0 and args.ref.model_name_or_path == args.model.model_name_or_path
 
 
-def refuse_flags(args: SimpleNamespace, config: SparsePOConfig) -> None:
+def refuse_flags(args: SimpleNamespace) -> None:
     """Refuse flags of OpenRLHF that a token-level loss cannot honour.
 
     Raises:
@@ -45,30 +48,37 @@ def refuse_flags(args: SimpleNamespace, config: SparsePOConfig) -> None:
             share and args.ref.model_name_or_path != args.model.model_name_or_path
         ),
         "ref.offload has no effect: with ref.share no reference model is loaded": share and args.ref.offload,
-        "optim: muon needs sparsepo.mask_lr: policy, because DeepSpeed forms Muon's parameter groups itself": (
-            args.optim == "muon" and config.mask_lr != "policy"
-        ),
-        "sparsepo.mask_weight_decay has no effect with optim: muon, which has one weight decay, adam.weight_decay": (
-            args.optim == "muon" and "mask_weight_decay" in config.model_fields_set
-        ),
     }
     for reason, applies in refusals.items():
         if applies:
             raise SparsePOError(reason)
 
 
-def check_models(args: SimpleNamespace) -> None:
-    """Read the configs of policy and reference.
+def check_models(args: SimpleNamespace, config: SparsePOConfig) -> None:
+    """Read the configs of policy and reference, and lay the masks over the reference without memory for them.
 
     Raises:
-        SparsePOError: a model is missing, is a vision model, or has no router for `model.aux_loss_coef`.
+        SparsePOError: a model is missing, is a vision model, or has no router for `model.aux_loss_coef`; or a key of
+            the masks does not fit the reference or has no effect.
     """
     for flag, section in (("model.model_name_or_path", args.model), ("ref.model_name_or_path", args.ref)):
-        config = _model_config(flag, section.model_name_or_path, args.model.trust_remote_code)
-        if hasattr(config, "vision_config"):
-            raise SparsePOError(f"{flag}: {config.model_type} is a vision model; loss: sparsepo takes text decoders")
-        if args.model.aux_loss_coef > 1e-8 and not hasattr(config, "output_router_logits"):
-            raise SparsePOError(f"model.aux_loss_coef has no effect: {config.model_type} has no expert router")
+        model = _model_config(flag, section.model_name_or_path, args.model.trust_remote_code)
+        if hasattr(model, "vision_config"):
+            raise SparsePOError(f"{flag}: {model.model_type} is a vision model; loss: sparsepo takes text decoders")
+        if args.model.aux_loss_coef > 1e-8 and not hasattr(model, "output_router_logits"):
+            raise SparsePOError(f"model.aux_loss_coef has no effect: {model.model_type} has no expert router")
+    with torch.device("meta"):
+        masks = build_masks(config, model.hidden_size, model.num_hidden_layers, args.train.seed)
+    if args.optim == "muon" and any(True for _ in masks.parameters()):
+        _refuse_mask_group(config)
+
+
+def _refuse_mask_group(config: SparsePOConfig) -> None:
+    """Under Muon DeepSpeed forms the parameter groups itself, so the masks cannot have one of their own."""
+    if config.mask_lr != "policy":
+        raise SparsePOError("optim: muon needs sparsepo.mask_lr: policy, DeepSpeed forms Muon's parameter groups itself")
+    if "mask_weight_decay" in config.model_fields_set:
+        raise SparsePOError("sparsepo.mask_weight_decay has no effect with optim: muon, which decays all parameters alike")
 
 
 def check_pairs(args: SimpleNamespace, strategy: Any) -> None:

@@ -21,7 +21,7 @@ class SparsePOLoss(PreferenceLoss):
         args: OpenRLHF's arguments; `args.sparsepo` is the raw section of the YAML.
 
     Raises:
-        SparsePOError: a key of the section is wrong.
+        SparsePOError: a key of the section is wrong, or a flag cannot be honoured.
     """
 
     section = "sparsepo"
@@ -30,6 +30,7 @@ class SparsePOLoss(PreferenceLoss):
         super().__init__(args)
         self.args = args
         self.config = SparsePOConfig.from_section(args.sparsepo)
+        refuse_flags(args)
         self.preference_step = PreferenceStep(self.config, args.model.beta, args.model.label_smoothing)
 
     @property
@@ -41,10 +42,9 @@ class SparsePOLoss(PreferenceLoss):
         """Refuse what cannot work before any model is loaded.
 
         Raises:
-            SparsePOError: a flag, a model or a row of the data; the line names it.
+            SparsePOError: a model, a key of the masks, or a row of the data; the line names it.
         """
-        refuse_flags(self.args, self.config)
-        check_models(self.args)
+        check_models(self.args, self.config)
         check_pairs(self.args, strategy)
 
     def wrap(self, model: Any, ref_model: Any | None) -> None:
@@ -103,7 +103,7 @@ class SparsePOLoss(PreferenceLoss):
 
 def _gather_reference_head(policy: Any) -> None:
     """Have ZeRO-3 gather the reference's head together with the policy's, in forward and backward."""
-    from deepspeed.zero import register_external_parameter
+    from deepspeed.runtime.zero import register_external_parameter
 
     for parameter in policy.reference_parameters():
         register_external_parameter(policy.policy.get_output_embeddings(), parameter)

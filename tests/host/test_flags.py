@@ -1,0 +1,76 @@
+"""OpenRLHF's flags keep their meaning under `loss: sparsepo`: the same change as in the host's own DPO, or none."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import difference, difference_of_weights
+from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
+
+NO_LEARNING = dict.fromkeys(("l1_reward", "l1_kl", "mask_lr"))
+DPO = {**NO_LEARNING, "mask": "uniform", "shared": False, "kl": {"value": 0.0}}
+
+
+@pytest.fixture(scope="session")
+def mixture(tiny):
+    """A tiny mixture of experts beside the other models."""
+    torch.manual_seed(2)
+    config = MixtralConfig(
+        vocab_size=512,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        pad_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.2,
+    )
+    MixtralForCausalLM(config).save_pretrained(tiny / "mixture")
+    AutoTokenizer.from_pretrained(tiny / "model").save_pretrained(tiny / "mixture")
+    return str(tiny / "mixture")
+
+
+def test_aux_loss_of_a_mixture_of_experts(train, mixture):
+    model = {"model_name_or_path": mixture, "aux_loss_coef": 0.5}
+    ours, host = train(model=model, sparsepo=DPO), train(model=model, loss=None, sparsepo=None)
+    loss, weights = difference(ours, host)
+    assert loss < 1e-5 and weights < 1e-5
+    without = train(model={**model, "aux_loss_coef": 0}, sparsepo=DPO)
+    assert difference_of_weights(ours, without) > 1e-4
+
+
+def test_muon(train):
+    flags = {"optim": "muon", "muon": {"lr": 0.01}, "max_norm": 0.0}
+    ours, host = train(**flags, sparsepo=DPO), train(**flags, loss=None, sparsepo=None)
+    loss, weights = difference(ours, host)
+    # Newton-Schulz runs in bf16: the last digit of a gradient can move a weight by a bf16 rounding of its update.
+    assert loss < 1e-3 and weights < 1e-3
+    train(**flags, sparsepo={"mask_lr": "policy"})
+
+
+def test_an_offloaded_reference(train):
+    zero_3 = {"zero_stage": 3}
+    loss, weights = difference(train(ds=zero_3, ref={"offload": True}), train(ds=zero_3))
+    assert loss < 1e-6 and weights < 1e-6
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="DeepSpeed compiles its CPU Adam")
+def test_an_offloaded_optimizer(train):
+    loss, weights = difference(train(ds={"adam_offload": True}), train())
+    assert loss < 1e-4 and weights < 1e-4
+
+
+def test_weight_decay_of_policy_and_masks_are_apart(train):
+    decayed = train(sparsepo={"mask_weight_decay": 0.9}, adam={"weight_decay": 0.0})
+    plain = train()
+    first = {key: (decayed.weights[key] - plain.weights[key]).abs().max() for key in plain.weights}
+    assert first["mask_head.reward.weight"] > 1e-4
+    assert decayed.losses[0] == plain.losses[0]
+
+
+def test_a_reference_of_its_own(train, tiny):
+    """The losses start away from log 2 as soon as the reference is another model."""
+    run = train(ref={"model_name_or_path": str(tiny / "other")})
+    assert abs(run.losses[0] - train().losses[0]) > 1e-3

@@ -1,0 +1,279 @@
+"""token_statistics against a plain float64 implementation differentiated by autograd.
+
+Tolerances: in float64 both sides differ by rounding of sums over V only (1e-10). Below that the function computes in
+float32 from the rounded inputs, so statistics of magnitude up to about 10 agree to 1e-5; a gradient is returned in the
+input's dtype, so it is off by half a unit of that dtype's last place relative to the largest entry, and a bit more.
+"""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparsepo_plugin import SparsePOError, TokenStatistics, token_statistics
+
+EXPECTATIONS = ("reference", "policy")
+GRADIENT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+
+
+def plain(hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels, expectation):
+    """Eq. 8 and 13 as they are written, over whole logits."""
+    logps = torch.nn.functional.linear(hidden, weight, bias).log_softmax(-1)
+    ref_logps = torch.nn.functional.linear(ref_hidden, ref_weight, ref_bias).log_softmax(-1).detach()
+    over = ref_logps if expectation == "reference" else logps
+    picked = [x.gather(1, labels[:, None]).squeeze(1) for x in (logps, ref_logps)]
+    return TokenStatistics(*picked, (over.exp() * (logps - ref_logps)).sum(-1))
+
+
+def inputs(rows=7, vocabulary=11, width=5, ref_width=5, dtype=torch.float64, bias="both", seed=0):
+    """Arguments in the order of `plain`, all policy inputs asking for a gradient."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    policy = [normal(rows, width), normal(vocabulary, width), normal(vocabulary) if bias in ("both", "policy") else None]
+    ref_bias = normal(vocabulary) if bias in ("both", "reference") else None
+    reference = [normal(rows, ref_width), normal(vocabulary, ref_width), ref_bias]
+    for x in policy:
+        if x is not None:
+            x.requires_grad_()
+    return [*policy, *reference, torch.randint(vocabulary, (rows,), generator=g)]
+
+
+def run(args, expectation, chunk_size=None):
+    hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels = args
+    return token_statistics(
+        *(hidden, weight, ref_hidden, ref_weight, labels),
+        policy_bias=bias,
+        reference_bias=ref_bias,
+        expectation=expectation,
+        chunk_size=chunk_size,
+    )
+
+
+def in_double(args):
+    """The same numbers in float64, as leaves of their own."""
+    return [
+        x if x is None or not torch.is_floating_point(x) else x.detach().double().requires_grad_(x.requires_grad)
+        for x in args
+    ]
+
+
+def objective(stats, seed=1):
+    """A scalar in which each statistic of each token has a weight of its own."""
+    g = torch.Generator().manual_seed(seed)
+    weights = torch.randn(3, len(stats.policy_logps), generator=g, dtype=torch.float64)
+    return (torch.stack([x.double() for x in stats]) * weights).sum()
+
+
+def compare(args, expectation, chunk_size=None):
+    expected_args = in_double(args)
+    stats, expected = run(args, expectation, chunk_size), plain(*expected_args, expectation)
+    dtype = args[0].dtype
+    assert {x.dtype for x in stats} == {torch.float64 if dtype == torch.float64 else torch.float32}
+    value_tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+    for name, got, want in zip(stats._fields, stats, expected, strict=True):
+        torch.testing.assert_close(got.double(), want, atol=value_tolerance, rtol=value_tolerance, msg=name)
+    wanted = [x for x in args if x is not None and x.requires_grad]
+    if not wanted:
+        return
+    grads = torch.autograd.grad(objective(stats), wanted)
+    expected_grads = torch.autograd.grad(
+        objective(expected), [x for x in expected_args if x is not None and x.requires_grad]
+    )
+    for got, want, x in zip(grads, expected_grads, wanted, strict=True):
+        assert got.dtype == x.dtype
+        scale = want.abs().max().item() if want.numel() else 1.0
+        torch.testing.assert_close(got.double(), want, rtol=0, atol=GRADIENT_TOLERANCE[dtype] * (1 + scale))
+
+
+@pytest.mark.parametrize("expectation", EXPECTATIONS)
+@pytest.mark.parametrize("dtype", GRADIENT_TOLERANCE, ids=str)
+@pytest.mark.parametrize("bias", ["both", "policy", "reference", "none"])
+def test_equals_plain(expectation, dtype, bias):
+    compare(inputs(dtype=dtype, bias=bias), expectation, chunk_size=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(0, 9),
+    vocabulary=st.integers(1, 13),
+    width=st.integers(1, 7),
+    ref_width=st.integers(1, 7),
+    chunk_size=st.one_of(st.none(), st.integers(1, 11)),
+    expectation=st.sampled_from(EXPECTATIONS),
+    bias=st.sampled_from(["both", "policy", "reference", "none"]),
+)
+def test_any_shape_equals_plain(rows, vocabulary, width, ref_width, chunk_size, expectation, bias):
+    compare(inputs(rows, vocabulary, width, ref_width, bias=bias), expectation, chunk_size)
+
+
+@pytest.mark.parametrize("expectation", EXPECTATIONS)
+def test_gradcheck(expectation):
+    """Finite differences, which know nothing of either implementation."""
+    *policy, ref_hidden, ref_weight, ref_bias, labels = inputs(3, 4, 2, 3)
+
+    def f(hidden, weight, bias):
+        return torch.stack(run([hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels], expectation, 2))
+
+    assert torch.autograd.gradcheck(f, policy)
+
+
+@pytest.mark.parametrize("expectation", EXPECTATIONS)
+@pytest.mark.parametrize("chunk_size", [1, 2, 3, 7, 8, 1000])
+def test_chunk_size_does_not_matter(expectation, chunk_size):
+    """float32, as trained; sums over rows are taken in another order, hence 1e-5 on gradients."""
+    args = inputs(rows=7, vocabulary=50, dtype=torch.float32)
+    stats, whole = run(args, expectation, chunk_size), run(args, expectation)
+    for got, want in zip(stats, whole, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
+    for got, want in zip(
+        torch.autograd.grad(objective(stats), args[:3]), torch.autograd.grad(objective(whole), args[:3]), strict=True
+    ):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("expectation", EXPECTATIONS)
+@pytest.mark.parametrize("wants", ["100", "010", "001", "110", "011", "101", "000"])
+def test_only_some_inputs_want_a_gradient(expectation, wants):
+    args = inputs()
+    for x, want in zip(args[:3], wants, strict=True):
+        x.requires_grad_(want == "1")
+    compare(args, expectation, chunk_size=2)
+
+
+def test_reference_gets_no_gradient():
+    args = inputs()
+    for x in args[3:6]:
+        x.requires_grad_()
+    stats = run(args, "reference")
+    grads = torch.autograd.grad(objective(stats), args[3:6], allow_unused=True)
+    assert grads == (None, None, None)
+
+
+@pytest.mark.parametrize("expectation", EXPECTATIONS)
+def test_tied_weight_gets_both_gradients(expectation):
+    """One parameter is embedding and head: the gradient is the sum of both uses."""
+    *_, bias, ref_hidden, ref_weight, ref_bias, labels = inputs(6, 9, 4, 4)
+    weight = inputs(6, 9, 4, 4, seed=3)[1]
+    ids = torch.tensor([1, 5, 1, 0, 8, 3])
+
+    def through(function):
+        hidden = torch.nn.functional.embedding(ids, weight).tanh()
+        stats = function([hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels])
+        return torch.autograd.grad(objective(stats), weight)[0]
+
+    ours = through(lambda args: run(args, expectation, 4))
+    torch.testing.assert_close(ours, through(lambda args: plain(*args, expectation)), atol=1e-10, rtol=0)
+
+
+def test_kl_of_equal_models_is_zero():
+    hidden, weight, bias, *_, labels = inputs(dtype=torch.float32)
+    for expectation in EXPECTATIONS:
+        stats = run([hidden, weight, bias, hidden.detach(), weight.detach(), bias.detach(), labels], expectation)
+        assert torch.equal(stats.expected_log_ratio, torch.zeros(7))
+        assert torch.equal(stats.policy_logps, stats.reference_logps)
+
+
+def test_sign_of_the_expectations():
+    """e = -KL(ref||pi) <= 0 for X = reference, KL(pi||ref) >= 0 for X = policy."""
+    args = inputs(rows=20)
+    assert (run(args, "reference").expected_log_ratio < 0).all()
+    assert (run(args, "policy").expected_log_ratio > 0).all()
+
+
+@pytest.mark.parametrize("expectation", EXPECTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_confident_models_stay_finite(expectation, dtype):
+    """Logits hundreds apart: most probabilities underflow to zero, and 0·log 0 must not be NaN."""
+    args = inputs(dtype=dtype)
+    args[0] = (args[0].detach() * 100).requires_grad_()
+    args[3] = args[3] * 100
+    stats = run(args, expectation)
+    grads = torch.autograd.grad(objective(stats), args[:3])
+    assert all(torch.isfinite(x).all() for x in (*stats, *grads))
+
+
+def test_policy_and_reference_may_differ_in_dtype():
+    """A bf16 policy against a float32 reference, as when only the policy was cast."""
+    args = inputs(dtype=torch.float32)
+    low = [x.detach().bfloat16().requires_grad_() for x in args[:3]]
+    compare([*low, *args[3:]], "reference", 2)
+
+
+def test_float64_of_either_model_is_kept():
+    args = inputs(dtype=torch.float64)
+    low = [x.detach().float().requires_grad_() for x in args[:3]]
+    for mixed in ([*low, *args[3:]], [*args[:3], *(x.float() for x in args[3:6]), args[6]]):
+        stats = run(mixed, "reference")
+        grads = torch.autograd.grad(objective(stats), mixed[:3])
+        assert [g.dtype for g in grads] == [x.dtype for x in mixed[:3]]
+
+
+def test_autocast_does_not_lower_the_precision():
+    args = inputs(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        stats = run(args, "reference")
+    for got, want in zip(stats, run(args, "reference"), strict=True):
+        assert torch.equal(got, want)
+
+
+class _Largest(TorchDispatchMode):
+    """Most elements of any tensor that any operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.numel())
+        return out
+
+
+@pytest.mark.parametrize("expectation", EXPECTATIONS)
+def test_no_tensor_of_rows_times_vocabulary(expectation):
+    """Forward and backward stay at chunk·V elements; what is saved between them is inputs only."""
+    rows, vocabulary, width, chunk = 64, 300, 4, 5
+    args = inputs(rows, vocabulary, width, width, dtype=torch.float32)
+    saved = []
+    with (
+        _Largest() as largest,
+        torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x.numel()), x)[1], lambda x: x),
+    ):
+        stats = run(args, expectation, chunk)
+        torch.autograd.grad(torch.stack(stats).sum(), args[:3])
+    assert largest.elements == max(chunk * vocabulary, vocabulary * width)
+    assert max(saved) == vocabulary * width
+    assert sum(saved) <= 2 * (rows * width + vocabulary * width + vocabulary) + 4 * rows
+
+
+def test_default_chunk_bounds_the_logits():
+    """With V = 2^20 a chunk is 16 rows."""
+    with _Largest() as largest:
+        run(inputs(rows=20, vocabulary=1 << 20, width=1, ref_width=1, dtype=torch.float32, bias="none"), "reference")
+    assert largest.elements == 1 << 24
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"expectation": "both"}, "expectation: 'both', allowed are reference and policy"),
+        ({"chunk_size": 0}, "chunk_size: 0, must be at least 1"),
+    ],
+)
+def test_bad_options_are_refused(changes, message):
+    with pytest.raises(SparsePOError, match=message):
+        run(inputs(), **{"expectation": "reference", **changes})
+
+
+@pytest.mark.parametrize("index", [0, 3, 4, 6], ids=["policy rows", "reference rows", "vocabulary", "labels"])
+def test_shapes_that_disagree_are_refused(index):
+    args = inputs()
+    args[index] = args[index][:-1]
+    with pytest.raises(SparsePOError, match="must agree"):
+        run(args, "reference")

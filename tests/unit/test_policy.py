@@ -1,0 +1,300 @@
+"""MaskedPolicy: equal roads to the same loss, gradients, optimizer groups, export.
+
+Tolerances, float32: roads that compute the same kernels on the same shapes are equal to 1e-6 relative to the largest
+gradient; roads of another shape (packed against padded) to 2e-5, since the random weights here are large.
+"""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny import LAYERS, TWO_PAIRS, WIDTH, Pairs, decoder
+from transformers import AutoModelForCausalLM
+
+from sparsepo_plugin import (
+    MaskedPolicy,
+    PreferenceStep,
+    ReferenceFeatures,
+    SparsePOConfig,
+    SparsePOError,
+    StepOutput,
+    load_mask,
+)
+
+SECTION = {"mask": "learned", "shared": False, "l1_reward": 1e-3, "l1_kl": 2e-3}
+PAIRS = Pairs(TWO_PAIRS)
+
+
+def lora(model, dropout=0.0, seed=0, **options):
+    """A LoRA policy whose adapter already does something."""
+    torch.manual_seed(seed)
+    names = {"gpt2": ["c_attn", "c_proj"]}.get(model.config.model_type, ["q_proj", "v_proj", "down_proj"])
+    config = LoraConfig(r=2, lora_alpha=4, lora_dropout=dropout, target_modules=names, task_type="CAUSAL_LM", **options)
+    policy = get_peft_model(model, config)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.3 * torch.randn_like(parameter)
+    return policy
+
+
+def run(policy, reference, layout="padded", section=SECTION, seed=3) -> tuple[StepOutput, dict[str, torch.Tensor]]:
+    """One step, and the gradient of every parameter by its name in the `MaskedPolicy`."""
+    step = PreferenceStep(SparsePOConfig.from_section(section), beta=0.5)
+    wrapped = step.wrap(policy, reference)
+    inputs, tokens = (
+        (PAIRS.inputs, PAIRS.tokens) if layout == "padded" else (PAIRS.packed_inputs, PAIRS.packed_tokens)
+    )
+    torch.manual_seed(seed)
+    out = step(partial(wrapped, **inputs), reference and partial(reference, **inputs), tokens)
+    out.loss.backward()
+    return out, {n: p.grad for n, p in wrapped.named_parameters() if p.requires_grad}
+
+
+def assert_same(first, second, tolerance=1e-6):
+    (out, grads), (other, other_grads) = first, second
+    torch.testing.assert_close(out.loss, other.loss, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(out.chosen_rewards, other.chosen_rewards, atol=20 * tolerance, rtol=tolerance)
+    assert out.metrics == pytest.approx(other.metrics, rel=20 * tolerance, abs=20 * tolerance)
+    assert grads.keys() == other_grads.keys()
+    assert any(grad.abs().max() > 1e-3 for grad in grads.values())
+    for name, grad in grads.items():
+        scale = max(1.0, other_grads[name].abs().max().item())
+        torch.testing.assert_close(grad, other_grads[name], atol=tolerance * scale, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_packed_equals_padded(name):
+    results = [run(decoder(name), decoder(name, seed=1), layout) for layout in ("padded", "packed")]
+    assert_same(*results, tolerance=2e-5)
+
+
+def test_gradients_equal_those_of_the_plain_road():
+    """Whole logits of both models, autograd throughout, the learned mask's own forward."""
+    policy, reference = decoder("llama"), decoder("llama", seed=1)
+    plain_policy = copy.deepcopy(policy)
+    out, grads = run(policy, reference, section={"mask": "uniform", "value": 0.6})
+    tokens = PAIRS.tokens
+    with torch.no_grad():
+        ref_logps = reference(**PAIRS.inputs).logits.flatten(0, 1)[tokens.rows].log_softmax(-1)
+    logps = plain_policy(**PAIRS.inputs).logits.flatten(0, 1)[tokens.rows].log_softmax(-1)
+    ratio = (logps - ref_logps).gather(1, tokens.labels[:, None])[:, 0]
+    advantage = 0.6 * (ratio - (ref_logps.exp() * (logps - ref_logps)).sum(1))
+    reward = torch.stack([0.5 * advantage[tokens.sequence == s].sum() for s in range(4)])
+    loss = -(reward[:2] - reward[2:]).sigmoid().log().mean()
+    loss.backward()
+    torch.testing.assert_close(out.loss, loss, atol=1e-5, rtol=1e-5)
+    for name, parameter in plain_policy.named_parameters():
+        scale = max(1.0, parameter.grad.abs().max().item())
+        torch.testing.assert_close(grads[f"policy.{name}"], parameter.grad, atol=1e-5 * scale, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_gradient_checkpointing(name, reentrant):
+    plain, checkpointed = decoder(name).train(), decoder(name).train()
+    checkpointed.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert_same(*(run(policy, decoder(name, seed=1)) for policy in (plain, checkpointed)))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_embeddings(tied):
+    """The gradient of a tied weight is the sum of those of the same numbers untied."""
+    policy = decoder("llama", tie_word_embeddings=tied)
+    if not tied:
+        policy.lm_head.weight.data = policy.model.embed_tokens.weight.data.clone()
+    assert (policy.lm_head.weight is policy.model.embed_tokens.weight) == tied
+    _, grads = run(policy, decoder("llama", seed=1))
+    own = decoder("llama", tie_word_embeddings=True)
+    _, expected = run(own, decoder("llama", seed=1))
+    got = grads["policy.model.embed_tokens.weight"]
+    if not tied:
+        got = got + grads["policy.lm_head.weight"]
+    torch.testing.assert_close(got, expected["policy.model.embed_tokens.weight"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("checkpointing", [None, False, True], ids=["off", "not reentrant", "reentrant"])
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_shared_reference_equals_a_separate_one(name, dropout, checkpointing, layout):
+    """With the adapter off and dropout off, in training mode; the policy's own dropout is drawn from the same seed."""
+    results = []
+    for reference in (decoder(name), None):
+        policy = lora(decoder(name), dropout).train()
+        if checkpointing is not None:
+            policy.enable_input_require_grads()
+            policy.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+        results.append(run(policy, reference, layout))
+        assert policy.training
+        assert all(module.training for module in policy.modules())
+    assert_same(*results)
+    assert all("lora" in key or key.startswith("mask_head") for key in results[0][1])
+
+
+def test_shared_reference_needs_the_same_masks_input():
+    """The activation mask hooks PEFT's modules as well as a plain model's."""
+    section = {"mask": "activation"}
+    results = [run(lora(decoder("llama")), reference, section=section) for reference in (decoder("llama"), None)]
+    assert_same(*results)
+
+
+def test_shared_reference_without_adapter_is_refused():
+    with pytest.raises(SparsePOError, match=r"ref\.share: true needs a LoRA policy"):
+        PreferenceStep(SparsePOConfig.from_section({}), beta=0.1).wrap(decoder("llama"), None)
+
+
+def test_adapter_on_the_head_is_refused():
+    model = decoder("llama")
+    policy = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    with pytest.raises(SparsePOError, match=r"vocabulary head of .* a LoRA adapter or a quantised weight"):
+        run(policy, None)
+
+
+def test_modes_inside_the_policy_are_restored():
+    """A part that the host keeps in evaluation mode stays there after the shared reference's forward."""
+    policy = lora(decoder("llama")).train()
+    frozen = policy.get_input_embeddings().eval()
+    run(policy, None)
+    assert policy.training
+    assert not frozen.training
+
+
+def test_reference_gets_no_gradient_and_is_no_parameter():
+    policy, reference = decoder("llama"), decoder("llama", seed=1)
+    before = copy.deepcopy(reference.state_dict())
+    run(policy, reference)
+    assert all(parameter.grad is None for parameter in reference.parameters())
+    assert all(torch.equal(before[key], value) for key, value in reference.state_dict().items())
+    wrapped = PreferenceStep(SparsePOConfig.from_section({}), beta=0.1).wrap(policy, reference)
+    own = {id(parameter) for parameter in wrapped.parameters()}
+    assert not own & {id(parameter) for parameter in reference.parameters()}
+    assert [id(p) for p in wrapped.reference_parameters()] == [id(reference.lm_head.weight)]
+
+
+def test_every_parameter_that_trains_gets_a_gradient():
+    _, grads = run(decoder("llama"), decoder("llama", seed=1))
+    assert all(grad is not None for grad in grads.values())
+    assert {name.partition(".")[0] for name in grads} == {"policy", "mask_head"}
+    assert all(grad.abs().max() > 0 for name, grad in grads.items() if name.startswith("mask_head"))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_no_response_tokens_still_run_both_heads(name):
+    """A ring-attention rank may hold none; without gradients for all parameters the ranks would wait for each other."""
+    policy, reference = decoder(name), decoder(name, seed=1)
+    wrapped = PreferenceStep(SparsePOConfig.from_section(SECTION), beta=0.1).wrap(policy, reference)
+    tokens = PAIRS.tokens.shard(0, 0, None)
+    features = ReferenceFeatures(torch.zeros(LAYERS, 0, WIDTH), None, torch.zeros(0, WIDTH))
+    out = wrapped(**PAIRS.inputs, tokens=tokens, features=features)
+    assert out["logits"].shape == (3, 0)
+    (out["logits"].sum() + out["masks"].sum()).backward()
+    for parameter in wrapped.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.abs().max() == 0
+
+
+def test_experts_pass_on_their_balancing_loss():
+    policy = decoder("mixtral").train()
+    expected = copy.deepcopy(policy)(**PAIRS.inputs).aux_loss
+    out, _ = run(policy, decoder("mixtral", seed=1))
+    torch.testing.assert_close(out.aux_loss, expected)
+    assert out.aux_loss.requires_grad
+    assert run(decoder("llama"), decoder("llama", seed=1))[0].aux_loss is None
+
+
+def wrap(section=SECTION, policy=None):
+    policy = policy or decoder("llama")
+    return PreferenceStep(SparsePOConfig.from_section(section), beta=0.1).wrap(policy, decoder("llama", seed=1))
+
+
+def host_groups(wrapped):
+    """As OpenRLHF makes them: with decay, and without on biases and norms."""
+    named = [(n, p) for n, p in wrapped.named_parameters() if p.requires_grad]
+    bare = [p for n, p in named if "bias" in n or "norm" in n]
+    rest = [p for n, p in named if not ("bias" in n or "norm" in n)]
+    return [{"params": rest, "weight_decay": 0.1, "lr": 1e-5}, {"params": bare, "weight_decay": 0.0, "lr": 1e-5}]
+
+
+def test_masks_have_an_optimizer_group_of_their_own():
+    wrapped = wrap({**SECTION, "mask_lr": 0.02, "mask_weight_decay": 0.3})
+    given = host_groups(wrapped)
+    before = [len(group["params"]) for group in given]
+    groups = wrapped.optimizer_groups(given)
+    *rest, own = groups
+    assert {id(p) for p in own["params"]} == {id(p) for p in wrapped.mask_head.parameters()}
+    assert (own["lr"], own["weight_decay"]) == (0.02, 0.3)
+    assert [(group["lr"], group["weight_decay"]) for group in rest] == [(1e-5, 0.1), (1e-5, 0.0)]
+    everything = [id(p) for group in groups for p in group["params"]]
+    assert sorted(everything) == sorted(id(p) for p in wrapped.parameters())
+    assert [len(group["params"]) for group in given] == before, "the host's own groups are left alone"
+    optimizer = torch.optim.AdamW(groups, lr=7.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-5, 1e-5, 0.02]
+
+
+def test_mask_lr_of_the_policy():
+    wrapped = wrap({**SECTION, "mask_lr": "policy"})
+    own = wrapped.optimizer_groups(host_groups(wrapped))[-1]
+    assert "lr" not in own
+    assert own["weight_decay"] == 0.01
+
+
+def test_groups_stay_where_there_is_nothing_to_move():
+    wrapped = wrap({"mask": "uniform"})
+    groups = host_groups(wrapped)
+    assert wrapped.optimizer_groups(groups) is groups
+    flat = list(wrap().parameters())
+    assert wrap().optimizer_groups(flat) is flat
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_export_loads_without_the_plugin(name, tmp_path):
+    policy = decoder(name)
+    wrapped = wrap(policy=policy)
+    with torch.no_grad():
+        expected = policy(**PAIRS.inputs).logits
+    model, state = wrapped.export(wrapped.state_dict(), tmp_path)
+    assert model is policy
+    assert state.keys() == policy.state_dict().keys()
+    model.save_pretrained(tmp_path, state_dict=state)
+    assert "sparsepo" not in (tmp_path / "config.json").read_text()
+    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert type(loaded.get_output_embeddings()) is torch.nn.Linear
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**PAIRS.inputs).logits, expected)
+    head, _ = load_mask(tmp_path)
+    for key, value in wrapped.mask_head.state_dict().items():
+        assert torch.equal(head.state_dict()[key], value)
+
+
+def test_export_of_an_adapter(tmp_path):
+    policy = lora(decoder("llama"))
+    wrapped = PreferenceStep(SparsePOConfig.from_section(SECTION), beta=0.1).wrap(policy, None)
+    with torch.no_grad():
+        expected = policy(**PAIRS.inputs).logits
+    model, state = wrapped.export(wrapped.state_dict(), tmp_path)
+    model.save_pretrained(tmp_path, state_dict=state)
+    loaded = PeftModel.from_pretrained(decoder("llama"), tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**PAIRS.inputs).logits, expected)
+    assert load_mask(tmp_path)[1].section() == SECTION
+
+
+def test_state_dict_round_trip():
+    """The engine's checkpoint is this state dict: masks inside, the reference not."""
+    wrapped, other = wrap(), wrap(policy=decoder("llama", seed=5))
+    other.load_state_dict(wrapped.state_dict())
+    for key, value in wrapped.state_dict().items():
+        assert torch.equal(other.state_dict()[key], value)
+    assert {key.partition(".")[0] for key in wrapped.state_dict()} == {"policy", "mask_head"}
+
+
+def test_trained_masks_can_be_given():
+    trained = wrap().mask_head
+    step = PreferenceStep(SparsePOConfig.from_section(SECTION), beta=0.1)
+    wrapped = step.wrap(decoder("llama"), decoder("llama", seed=1), mask_head=trained)
+    assert isinstance(wrapped, MaskedPolicy)
+    assert wrapped.mask_head is step.masks is trained

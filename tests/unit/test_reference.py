@@ -1,0 +1,273 @@
+"""Rows and statistics of any decoder against what transformers itself returns for the same batch.
+
+Tolerances: hidden rows are the same tensors, so they are equal bit for bit. Statistics and logits of a projection of N
+rows instead of S·T differ by float32 rounding of sums of 16 products: 1e-5. Packed and padded rows go through
+attention kernels with another length, which for these large random weights costs up to 5e-6; 3e-5 is asked, and
+attention across samples would be off by more than 1.
+"""
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, LAYERS, TWO_PAIRS, WIDTH, Pairs, decoder, row_stats
+
+from sparsepo_plugin import MaskedPolicy, SparsePOConfig, SparsePOError, token_statistics
+from sparsepo_plugin.head import ResponseHead
+from sparsepo_plugin.masks import build_masks
+from sparsepo_plugin.reference import SITES, activation_sites, collect_features, decoder_layers
+
+BOTH = frozenset({"hidden_states", "activations"})
+ATTENTION = {"gptj": "eager"}  # transformers has no sdpa for it
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def model(name):
+    return decoder(name, attention=ATTENTION.get(name, "sdpa"))
+
+
+@pytest.fixture(params=["right", "left"])
+def pairs(request):
+    return Pairs(TWO_PAIRS, side=request.param)
+
+
+def collect(model, pairs, needs=BOTH, sites=SITES):
+    return collect_features(model, lambda: model(**pairs.inputs), pairs.tokens.rows, needs, sites)
+
+
+def rows_of(states, tokens):
+    return states.flatten(0, 1)[tokens.rows]
+
+
+def test_hidden_states_are_those_of_transformers(model, pairs):
+    features = collect(model, pairs)
+    with torch.no_grad():
+        states = model(**pairs.inputs, output_hidden_states=True).hidden_states[1:]
+    expected = torch.stack([rows_of(state, pairs.tokens) for state in states])
+    assert features.hidden_states.shape == (LAYERS, len(pairs.tokens), WIDTH)
+    assert torch.equal(features.hidden_states, expected)
+    assert torch.equal(features.last_hidden, expected[-1])
+    assert not features.hidden_states.requires_grad
+
+
+def test_head_of_last_hidden_gives_the_logits(model, pairs):
+    last_hidden = collect(model, pairs, frozenset()).last_hidden
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        expected = model(**pairs.inputs).logits.flatten(0, 1)[pairs.tokens.rows]
+        torch.testing.assert_close(torch.nn.functional.linear(last_hidden, head.weight, head.bias), expected)
+
+
+def test_activation_means(model, name, pairs):
+    """Against means of outputs that forward hooks recorded whole, site by site, under the architecture's own names."""
+    children = {
+        "gpt2": ("attn", "mlp"),
+        "gptj": ("attn", "mlp"),
+        "gpt_bigcode": ("attn", "mlp"),
+        "gpt_neox": ("attention", "mlp"),
+    }.get(name, ("self_attn", "mlp"))
+    recorded = []
+    handles = []
+    for layer in decoder_layers(model):
+        for module in (*(getattr(layer, child) for child in children), layer):
+            keep = lambda m, args, out: recorded.append(out[0] if isinstance(out, tuple) else out)  # noqa: E731
+            handles.append(module.register_forward_hook(keep))
+    with torch.no_grad():
+        model(**pairs.inputs)
+    for handle in handles:
+        handle.remove()
+    # By time of their call, as ours: a layer ends after its children, and parallel residuals run both anyhow.
+    expected = torch.stack([rows_of(out, pairs.tokens).mean(-1) for out in recorded])
+    activations = collect(model, pairs).activations
+    assert activations.shape == (3 * LAYERS, len(pairs.tokens))
+    assert activations.dtype == torch.float32
+    torch.testing.assert_close(activations, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SITES)
+def test_one_kind_of_site(kind):
+    model, pairs = decoder("llama"), Pairs(TWO_PAIRS)
+    assert collect(model, pairs, sites=(kind,)).activations.shape[0] == LAYERS
+
+
+def test_only_what_is_needed_is_collected():
+    model, pairs = decoder("llama"), Pairs(TWO_PAIRS)
+    features = collect(model, pairs, frozenset({"last_hidden"}))
+    assert features.hidden_states is None
+    assert features.activations is None
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_head_never_runs(model, pairs):
+    """No operation of the reference forward touches the head's weight, except an embedding look-up when it is tied."""
+    weight = model.get_output_embeddings().weight
+    used = []
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if any(arg is weight for arg in args) and func in (torch.nn.functional.linear, torch.matmul, torch.mm):
+                used.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Watch():
+        model(**pairs.inputs)
+        assert len(used) == 1, "the watch must see the head when it does run"
+        used.clear()
+        collect(model, pairs)
+    assert used == []
+
+
+def test_no_whole_sequence_state_outlives_its_layer():
+    """Peak of live [S, T, d] tensors does not grow with depth: each recorded layer output dies with its layer."""
+    import gc
+    import weakref
+
+    model, pairs = decoder("llama", num_hidden_layers=6), Pairs(TWO_PAIRS)
+    alive: list[int] = []
+    outputs: list[weakref.ref] = []
+
+    def hook(module, args, out):
+        outputs.append(weakref.ref(out))
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in outputs))
+
+    handles = [layer.register_forward_hook(hook) for layer in decoder_layers(model)]
+    collect(model, pairs)
+    for handle in handles:
+        handle.remove()
+    assert max(alive) <= 2
+
+
+def test_hooks_and_head_are_restored_after_an_error():
+    model, pairs = decoder("llama"), Pairs(TWO_PAIRS)
+    with pytest.raises(ZeroDivisionError):
+        collect_features(model, lambda: 1 / 0, pairs.tokens.rows, BOTH)
+    assert not any(module._forward_hooks for module in model.modules())
+    with torch.no_grad():
+        assert model(**pairs.inputs).logits.shape[-1] == model.config.vocab_size
+
+
+def masked(policy, reference, **section):
+    config = SparsePOConfig.from_section({"mask": "uniform", **section})
+    return MaskedPolicy(policy, build_masks(config, WIDTH, LAYERS, seed=0), config, reference)
+
+
+@pytest.mark.parametrize("expectation", ["reference", "policy"])
+def test_statistics_equal_those_of_both_models_logits(name, expectation, pairs):
+    attention = ATTENTION.get(name, "sdpa")
+    policy, reference = decoder(name, 0, attention), decoder(name, 1, attention)
+    tokens = pairs.tokens
+    with torch.no_grad():
+        logps, ref_logps = (row_stats(m(**pairs.inputs).logits, tokens) for m in (policy, reference))
+    index = tokens.labels[:, None]
+    over = ref_logps if expectation == "reference" else logps
+    expected = [x.gather(1, index)[:, 0] for x in (logps, ref_logps)] + [(over.exp() * (logps - ref_logps)).sum(1)]
+    wrapped = masked(policy, reference, expectation=expectation)
+    out = wrapped(**pairs.inputs, tokens=tokens, features=collect(reference, pairs))
+    torch.testing.assert_close(out["logits"], torch.stack(expected), atol=1e-5, rtol=1e-5)
+    assert out["masks"].shape == (2, len(tokens))
+
+
+def test_packed_equals_padded(name, pairs):
+    """One row, no attention mask, positions that restart: as OpenRLHF packs without flash-attention."""
+    attention = ATTENTION.get(name, "sdpa")
+    policy, reference = decoder(name, 0, attention), decoder(name, 1, attention)
+    wrapped = masked(policy, reference)
+    results = []
+    for inputs, tokens in ((pairs.inputs, pairs.tokens), (pairs.packed_inputs, pairs.packed_tokens)):
+        features = collect_features(reference, lambda x=inputs: reference(**x), tokens.rows, BOTH)
+        results.append([wrapped(**inputs, tokens=tokens, features=features)["logits"], features.activations])
+    for padded, packed in zip(*results, strict=True):
+        torch.testing.assert_close(packed, padded, atol=3e-5, rtol=3e-5)
+
+
+def test_head_with_bias(pairs):
+    """GPT-J is the one here whose head has one; without it in the statistics they would be off by its size."""
+    model = decoder("gptj", attention="eager")
+    assert model.get_output_embeddings().bias.abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gemma2", {"final_logit_softcapping": 30.0}),
+        ("cohere", {"logit_scale": 0.0625}),
+        ("granite", {"logits_scaling": 8.0}),
+        ("recurrent_gemma", {"logits_soft_cap": 30.0}),
+    ],
+)
+def test_logits_changed_after_the_head_are_refused(name, change):
+    if name == "recurrent_gemma":
+        change |= {"num_key_value_heads": 1, "lru_width": WIDTH, "attention_window_size": 8, "intermediate_size": 48}
+    with pytest.raises(SparsePOError, match=next(iter(change))):
+        ResponseHead.of(decoder(name, **change))
+
+
+def test_logit_change_that_changes_nothing_is_allowed():
+    ResponseHead.of(decoder("granite", logits_scaling=1.0))
+    ResponseHead.of(decoder("gemma2", final_logit_softcapping=None))
+
+
+def test_head_that_is_not_linear_is_refused():
+    model = decoder("llama")
+    model.lm_head = torch.nn.Sequential(model.lm_head)
+    with pytest.raises(SparsePOError, match=r"head of LlamaForCausalLM is Sequential, torch\.nn\.Linear is needed"):
+        ResponseHead.of(model)
+
+
+def test_head_keeps_state_dict_and_tying():
+    model = decoder("gpt2")
+    before = list(model.state_dict())
+    head = ResponseHead.of(model)
+    assert list(model.state_dict()) == before
+    assert head.weight is model.get_input_embeddings().weight
+    assert ResponseHead.of(model) is head
+
+
+def test_experts_as_many_as_layers_are_not_taken_for_layers():
+    layers = decoder_layers(decoder("mixtral", num_local_experts=LAYERS))
+    assert {type(layer).__name__ for layer in layers} == {"MixtralDecoderLayer"}
+
+
+def test_layers_are_found_inside_peft():
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(decoder("llama"), LoraConfig(r=LAYERS, target_modules="all-linear"))
+    assert {type(layer).__name__ for layer in decoder_layers(model)} == {"LlamaDecoderLayer"}
+    assert len(activation_sites(decoder_layers(model))) == 3 * LAYERS
+
+
+def test_one_site_per_kind_and_layer_when_the_feed_forward_is_not_one_module():
+    """OPT's fc1 and fc2 are children of the layer: its feed-forward output is fc2's alone."""
+    model = decoder(
+        "opt", ffn_dim=24, word_embed_proj_dim=WIDTH, num_attention_heads=2, num_hidden_layers=LAYERS, dropout=0.0
+    )
+    assert len(activation_sites(decoder_layers(model))) == 3 * LAYERS
+
+
+def test_missing_site_is_named():
+    layers = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(2, 2))])
+    with pytest.raises(SparsePOError, match="Sequential has no attention site"):
+        activation_sites(layers)
+
+
+def test_missing_layers_are_named():
+    model = decoder("llama")
+    model.config.num_hidden_layers = LAYERS + 1
+    with pytest.raises(SparsePOError, match="LlamaForCausalLM: no list of 4 layers"):
+        decoder_layers(model)
+
+
+def test_reference_of_another_width():
+    policy, reference = decoder("llama"), decoder("gpt2", seed=1, n_embd=24)
+    pairs = Pairs(TWO_PAIRS)
+    features = collect(reference, pairs)
+    out = masked(policy, reference)(**pairs.inputs, tokens=pairs.tokens, features=features)
+    with torch.no_grad():
+        last = rows_of(policy(**pairs.inputs, output_hidden_states=True).hidden_states[-1], pairs.tokens)
+        weights = policy.lm_head.weight, reference.lm_head.weight
+        stats = token_statistics(last, weights[0], features.last_hidden, weights[1], pairs.tokens.labels)
+    torch.testing.assert_close(out["logits"], torch.stack(stats))

@@ -1,0 +1,172 @@
+"""PreferenceStep: what it computes around the objective, and what it says when something goes wrong."""
+
+import logging
+from functools import partial
+
+import pytest
+import torch
+from tiny import TWO_PAIRS, VOCABULARY, Pairs, decoder
+
+from sparsepo_plugin import PreferenceStep, SparsePOConfig, SparsePOError
+
+PAIRS = Pairs(TWO_PAIRS)
+
+
+class Run:
+    """A step on tiny Llamas that can be taken again and again."""
+
+    def __init__(self, section=None, pairs=PAIRS, **options):
+        self.pairs = pairs
+        self.step = PreferenceStep(SparsePOConfig.from_section(section), **{"beta": 0.5, **options})
+        self.policy, self.reference = decoder("llama"), decoder("llama", seed=1)
+        self.wrapped = self.step.wrap(self.policy, self.reference)
+
+    def __call__(self, number=1):
+        inputs = self.pairs.inputs
+        return self.step(partial(self.wrapped, **inputs), partial(self.reference, **inputs), self.pairs.tokens, number)
+
+
+def test_output():
+    out = Run({"l1_reward": 0.01})()
+    assert out.loss.dim() == 0
+    assert out.loss.requires_grad
+    assert out.chosen_rewards.shape == out.rejected_rewards.shape == (2,)
+    assert not out.chosen_rewards.requires_grad
+    assert not out.masks.reward.requires_grad
+    assert out.masks.reward.shape == (len(PAIRS.tokens),)
+    assert out.aux_loss is None
+    assert all(isinstance(value, float) for value in out.metrics.values())
+    assert {
+        *("sparsity_reward_chosen", "sparsity_kl_rejected", "mask_reward_mean_chosen", "token_kl_chosen"),
+        *("masked_kl_rejected", "token_kl_margin", "masked_kl_margin", "l1_reward", "l1_kl"),
+    } <= out.metrics.keys()
+
+
+def test_nll_loss_is_that_of_the_chosen_responses():
+    """Mean over pairs of each response's mean, as OpenRLHF's."""
+    run = Run()
+    with torch.no_grad():
+        logps = run.policy(**PAIRS.inputs).logits.log_softmax(-1)
+    expected = []
+    for s in range(2):
+        sequence, prompt = PAIRS.sequences[s], PAIRS.prompt_lens[s]
+        rows = logps[s, prompt - 1 : len(sequence) - 1]
+        expected.append(-rows.gather(1, sequence[prompt:, None]).mean())
+    out = run()
+    torch.testing.assert_close(out.nll_loss, torch.stack(expected).mean(), atol=1e-5, rtol=1e-5)
+    assert out.nll_loss.requires_grad
+
+
+@pytest.mark.parametrize("layers", ["all", "last"])
+@pytest.mark.parametrize("lens", [[(2, 1), (3, 1)], [(1, 1), (1, 1)], [(5, 9), (1, 1)]], ids=str)
+def test_one_pair(lens, layers):
+    out = Run({"layers": layers}, Pairs(lens))()
+    out.loss.backward()
+    assert torch.isfinite(out.loss)
+
+
+def test_label_smoothing_reaches_the_objective():
+    assert Run(label_smoothing=0.3)().loss.item() != Run()().loss.item()
+
+
+def test_unknown_objective():
+    with pytest.raises(SparsePOError, match="unknown objective 'nope'"):
+        Run(objective="nope")
+
+
+def test_vocabularies_must_agree():
+    step = PreferenceStep(SparsePOConfig.from_section({}), beta=0.1)
+    reference = decoder("llama", vocab_size=VOCABULARY + 1)
+    with pytest.raises(SparsePOError, match=r"ref\.model_name_or_path: its vocabulary has 38 entries, the policy's 37"):
+        step.wrap(decoder("llama"), reference)
+
+
+def test_loss_that_is_not_finite_names_step_and_pair():
+    """One prompt token of the second pair's chosen sequence is broken; the first pair is sound."""
+    pairs = Pairs(TWO_PAIRS)
+    token = pairs.input_ids[1, 0]
+    pairs.input_ids[pairs.input_ids == token] = token - 1
+    pairs.input_ids[1, 0] = token
+    run = Run(pairs=pairs)
+    run.policy.model.embed_tokens.weight.data[token] = torch.nan
+    run.reference.config.vocab_size = run.policy.config.vocab_size
+    with pytest.raises(SparsePOError, match=r"loss is nan at step 7 \(pairs \[1\] of the micro-batch\)"):
+        run(7)
+
+
+def test_l1_that_is_not_finite_is_caught_too():
+    run = Run({"l1_reward": 0.1})
+    run.wrapped.mask_head.reward.bias.data[:] = torch.inf
+    with pytest.raises(SparsePOError, match="at step 1"):
+        run()
+
+
+@pytest.fixture
+def warnings(caplog):
+    caplog.set_level(logging.WARNING, logger="sparsepo_plugin")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def test_dead_mask_is_warned_of_once(warnings):
+    run = Run()
+    run(1)
+    assert warnings() == []
+    bias = run.wrapped.mask_head.reward.bias.data
+    bias[:] = -100
+    run(2)
+    run(3)
+    (message,) = warnings()
+    assert "step 2: the reward mask is zero on every response token" in message
+    assert "sparsepo.l1_reward" in message
+    assert "sparsepo.mask_lr" in message
+    assert "sparsepo.min" in message
+    bias[:] = 0.5
+    run(4)
+    bias[:] = -100
+    run(5)
+    assert len(warnings()) == 2
+    assert "step 5" in warnings()[1]
+
+
+def test_each_dead_mask_is_named(warnings):
+    run = Run({"shared": False})
+    run.wrapped.mask_head.kl.bias.data[:] = -100
+    run(1)
+    (message,) = warnings()
+    assert "the kl mask" in message
+    assert "sparsepo.l1_kl" in message
+
+
+def test_uniform_zero_is_not_a_dead_mask(warnings):
+    Run({"mask": "uniform", "value": 0.0})()
+    assert warnings() == []
+
+
+@pytest.mark.parametrize("mask", ["learned", "activation", "uniform", "random"])
+def test_collects_what_the_mask_reads_and_no_more(mask, monkeypatch):
+    seen = []
+    run = Run({"mask": mask})
+    forward = run.wrapped.mask_head.forward
+    monkeypatch.setattr(run.wrapped.mask_head, "forward", lambda f, tokens: (seen.append(f), forward(f, tokens))[1])
+    run()
+    assert (seen[0].hidden_states is not None) == (mask == "learned")
+    assert (seen[0].activations is not None) == (mask == "activation")
+
+
+def test_learns():
+    """A few steps of Adam on one batch: the loss falls, and policy and masks both move."""
+    run = Run({"l1_reward": 1e-3})
+    groups = run.wrapped.optimizer_groups([{"params": list(run.wrapped.parameters()), "lr": 1e-3}])
+    optimizer = torch.optim.AdamW(groups)
+    before = {name: parameter.detach().clone() for name, parameter in run.wrapped.named_parameters()}
+    losses = []
+    for number in range(10):
+        out = run(number)
+        losses.append(out.loss.item())
+        out.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+    for part in ("policy.", "mask_head."):
+        moved = [not torch.equal(before[n], p) for n, p in run.wrapped.named_parameters() if n.startswith(part)]
+        assert any(moved)
