@@ -14,7 +14,7 @@ from .train import load_host, one_line_errors
 app = typer.Typer(
     help="Token-level preference optimisation with sparse masks.", no_args_is_help=True, add_completion=False
 )
-ConfigFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="OpenRLHF's flags, nested, plus loss and sparsepo.")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="OpenRLHF's flags, nested, and the loss.")]
 HOST_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 

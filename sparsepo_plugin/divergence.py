@@ -117,7 +117,8 @@ class _TokenStatistics(torch.autograd.Function):
         for chunk in _chunks(len(labels), ctx.chunk_size):
             logps = policy.logps(hidden[chunk])
             ref_logps = reference.logps(ref_hidden[chunk])
-            grad_logits = _grad_logits(logps, ref_logps, labels[chunk], grad[0, chunk], grad[2, chunk], ctx.expectation)
+            upstream = grad[0, chunk], grad[2, chunk]
+            grad_logits = _grad_logits(logps, ref_logps, labels[chunk], *upstream, ctx.expectation)
             if wants_hidden:
                 grad_hidden[chunk] = (grad_logits @ policy.weight).to(hidden.dtype)
             if wants_weight:
@@ -149,7 +150,12 @@ class _Projection:
 
 
 def _grad_logits(
-    logps: Tensor, ref_logps: Tensor, labels: Tensor, grad_logp: Tensor, grad_expected: Tensor, expectation: Expectation
+    logps: Tensor,
+    ref_logps: Tensor,
+    labels: Tensor,
+    grad_logp: Tensor,
+    grad_expected: Tensor,
+    expectation: Expectation,
 ) -> Tensor:
     """Gradient with respect to the policy's logits z of one chunk, [n, V].
 

@@ -20,8 +20,8 @@ def token_metrics(
         expectation: What `stats.expected_log_ratio` was averaged under; decides the sign that makes it a KL.
 
     Returns:
-        Scalars. `sparsity_*`: share of exact zeros in percent. `mask_*_mean`: mean weight. `token_kl_*`: nats per token
-        before masking, `masked_kl_*` after. `*_margin`: mean over pairs of |sequence KL of chosen − of rejected|, nats.
+        Scalars. `sparsity_*`: share of exact zeros, percent. `mask_*_mean`: mean weight. `token_kl_*`: nats a token
+        before masking, `masked_kl_*` after. `*_margin`: mean over pairs of |sequence KL of chosen − of rejected|.
     """
     kl = -stats.expected_log_ratio if expectation == "reference" else stats.expected_log_ratio
     columns = {

@@ -36,7 +36,9 @@ class MaskedPolicy(nn.Module):
     ) -> None:
         super().__init__()
         if reference is None and not hasattr(policy, "disable_adapter"):
-            raise SparsePOError("ref.share: true needs a LoRA policy, whose adapter can be switched off (ds.lora.rank)")
+            raise SparsePOError(
+                "ref.share: true needs a LoRA policy (ds.lora.rank), whose adapter can be switched off"
+            )
         self.policy = policy
         self.mask_head = mask_head
         self.section = config
@@ -60,8 +62,8 @@ class MaskedPolicy(nn.Module):
             **inputs: Further inputs of the policy.
 
         Returns:
-            `logits`: the three token statistics, float32 [3, N]. `masks`: m_u and m_d, [2, N]. `aux_loss`: the router's
-            balancing loss of a mixture of experts, else None.
+            `logits`: the three token statistics, float32 [3, N]. `masks`: m_u and m_d, [2, N]. `aux_loss`: balancing
+            loss of a mixture of experts, else None.
         """
         if features is None:
             features = self._shared_features(args, inputs, tokens)

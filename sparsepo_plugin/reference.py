@@ -93,7 +93,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def activation_sites(layers: nn.ModuleList, kinds: tuple[str, ...] = SITES) -> list[nn.Module]:
-    """Modules whose outputs the activation mask reads (paper §2.3), one per kind and layer, without naming architectures.
+    """Modules whose outputs the activation mask reads (paper §2.3), found without naming architectures.
 
     `residual` is a layer itself; `attention` and `feed_forward` are its direct children that hold a matrix, told apart
     by whether their name speaks of attention.
@@ -111,7 +111,9 @@ def activation_sites(layers: nn.ModuleList, kinds: tuple[str, ...] = SITES) -> l
         }
         for kind in kinds:
             if not by_kind[kind]:
-                raise SparsePOError(f"{type(layer).__name__} has no {kind} site; children are {[n for n, _ in children]}")
+                raise SparsePOError(
+                    f"{type(layer).__name__} has no {kind} site among {[name for name, _ in children]}"
+                )
             sites.extend(by_kind[kind])
     return sites
 

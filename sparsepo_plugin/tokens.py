@@ -57,7 +57,7 @@ class ResponseTokens:
         """
         if attention_mask.shape != input_ids.shape or input_ids.dim() != 2:
             raise SparsePOError(
-                f"input_ids {tuple(input_ids.shape)} and attention_mask {tuple(attention_mask.shape)} must be one [S, T]"
+                f"input_ids {tuple(input_ids.shape)} and attention_mask {tuple(attention_mask.shape)} must agree"
             )
         real = attention_mask.bool()
         place = attention_mask.long().cumsum(-1) - 1
@@ -137,7 +137,7 @@ class ResponseTokens:
         return self.sum(values) / self.count().clamp(min=1).to(values.dtype)
 
     def extremes(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-sequence minimum and maximum, not differentiable; ±inf for a sequence without tokens. [N] -> [S], [S]."""
+        """Per-sequence minimum and maximum, without gradient; ±inf for a sequence without tokens. [N] -> [S], [S]."""
         low = values.new_full((self.num_sequences,), torch.inf)
         low = low.scatter_reduce(0, self.sequence, values.detach(), "amin")
         high = (-low).fill_(-torch.inf).scatter_reduce(0, self.sequence, values.detach(), "amax")

@@ -26,24 +26,26 @@ WORDS = {
         shameful silly sloppy stale stupid tasteless tedious terrible tired tiresome ugly unbearable uncomfortable
         unconvincing unfunny uninspired unpleasant useless vile vulgar weak weird wooden worthless wrong""",
     "adjective": """american ancient animated autumn average blue british candid classical complex contemporary crowded
-        domestic early famous foreign french german grey handheld historical indie italian japanese korean
-        large late loud low-budget minimal modern musical narrow nocturnal noisy ordinary quick quiet recent red rural
+        domestic early famous foreign french german grey handheld historical indie italian japanese korean large late
+        loud low-budget minimal modern musical narrow nocturnal noisy ordinary quick quiet recent red rural
         scandinavian second serious short silent slow small soft southern spanish strange subtle traditional typical
         unusual urban usual visual western wide winter young""",
     "noun+": """beauty charm comfort delight fun gem gift hit inspiration joy masterpiece miracle pleasure sensation
         success surprise treasure treat triumph winner wonder""",
     "noun-": """bore chore disappointment disaster disgrace embarrassment failure flop fraud headache insult joke loss
         mess misery nightmare pain shame torture tragedy waste""",
-    "quality+": "beauty charm courage energy grace heart honesty humor imagination joy passion talent warmth wisdom wit",
+    "quality+": """beauty charm courage energy grace heart honesty humor imagination joy passion talent warmth wisdom
+        wit""",
     "quality-": "boredom chaos clichés confusion cruelty gloom greed hate nonsense noise pain stupidity violence",
     "verdict+": "admired adored applauded appreciated cherished enjoyed liked loved praised treasured",
     "verdict-": "despised detested disliked endured hated loathed mocked rejected regretted resented",
     "person_verb+": "charms dazzles delights excels glows impresses inspires shines sparkles succeeds surprises wins",
-    "person_verb-": "annoys bores disappoints fails grates irritates mumbles overacts sleepwalks stumbles suffers struggles",
+    "person_verb-": """annoys bores disappoints fails grates irritates mumbles overacts sleepwalks stumbles suffers
+        struggles""",
     "adverb+": "beautifully brilliantly cleverly elegantly gracefully perfectly skillfully superbly wonderfully",
     "adverb-": "awfully badly carelessly clumsily horribly lazily painfully poorly terribly",
-    "intensifier": "absolutely completely deeply especially extremely incredibly particularly really remarkably so "
-    "thoroughly totally truly utterly very",
+    "intensifier": """absolutely completely deeply especially extremely incredibly particularly really remarkably so
+        thoroughly totally truly utterly very""",
     "softener": "almost fairly kinda partly quite rather slightly somewhat",
     "aspect": """acting animation atmosphere camerawork casting cinematography climax costumes dialogue direction
         editing ending finale humor lighting makeup music narration pacing performance photography plot premise
@@ -57,7 +59,8 @@ WORDS = {
     "act": """buys carries changes closes collects copies describes discovers draws examines explains finds follows
         gathers hears hides keeps leaves moves notices observes opens packs paints photographs reads remembers repairs
         returns sells sends shows sketches studies turns watches""",
-    "move": "answers arrives calls dances enters listens pauses sings sits sleeps speaks stands travels waits walks writes",
+    "move": """answers arrives calls dances enters listens pauses sings sits sleeps speaks stands travels waits walks
+        writes""",
     "object": """book boat bridge camera car clock coat diary door house key ladder lamp letter map mirror newspaper
         notebook painting parcel phone photograph piano radio recipe ring river suitcase table tape telescope ticket
         train violin window""",
@@ -66,13 +69,17 @@ WORDS = {
     "place": """amsterdam athens berlin boston brooklyn cairo chicago dublin geneva glasgow helsinki istanbul kyoto
         lagos lima lisbon london madrid marseille mexico montreal mumbai naples oslo paris prague rome seoul tokyo
         venice vienna warsaw""",
-    "time": "afternoon autumn evening friday holiday monday month morning night saturday spring sunday weekend winter year",
-    "company": "brother class colleague cousin daughter father flatmate grandson husband mother neighbor sister son wife",
+    "time": """afternoon autumn evening friday holiday monday month morning night saturday spring sunday weekend winter
+        year""",
+    "company": """brother class colleague cousin daughter father flatmate grandson husband mother neighbor sister son
+        wife""",
     "venue": "basement cinema festival gallery hotel library museum opera school theater village",
-    "first": """ada amir anna bruno carla chen clara david diego elena emma felix fatima george hana hugo ines ivan james
-        jonas kenji laura leon lucia marco maria milan nadia nora omar oscar petra rosa samir sofia tomas vera yuki""",
-    "last": """abbott almeida baker bergman castillo costa dubois fischer gallo hansen ibrahim jansen kowalski lindgren
-        marsh moreau nakamura novak okafor ortiz park petrov quinn romero rossi sato silva tanaka varga weber winter""",
+    "first": """ada amir anna bruno carla chen clara david diego elena emma felix fatima george hana hugo ines ivan
+        james jonas kenji laura leon lucia marco maria milan nadia nora omar oscar petra rosa samir sofia tomas vera
+        yuki""",
+    "last": """abbott almeida baker bergman castillo costa dubois fischer gallo hansen ibrahim jansen kowalski
+        lindgren marsh moreau nakamura novak okafor ortiz park petrov quinn romero rossi sato silva tanaka varga
+        weber winter""",
     "number": "two three four five six seven ten twenty",
 }
 
@@ -132,8 +139,20 @@ RULES = {
         "a {adjective-} {aspect} makes the {scene} a {noun-} .",
         "avoid it , the {aspect} is {very-} .",
     ],
-    "very+": ["{adjective+}", "{adjective+}", "{intensifier} {adjective+}", "{softener} {adjective+}", "not {adjective-}"],
-    "very-": ["{adjective-}", "{adjective-}", "{intensifier} {adjective-}", "{softener} {adjective-}", "not {adjective+}"],
+    "very+": [
+        "{adjective+}",
+        "{adjective+}",
+        "{intensifier} {adjective+}",
+        "{softener} {adjective+}",
+        "not {adjective-}",
+    ],
+    "very-": [
+        "{adjective-}",
+        "{adjective-}",
+        "{intensifier} {adjective-}",
+        "{softener} {adjective-}",
+        "not {adjective+}",
+    ],
     "lead": ["{first} {last}"],
     "director": ["{first} {last}"],
 } | {symbol: words.split() for symbol, words in WORDS.items()}

@@ -21,7 +21,7 @@ class ActivationMask(TokenMask):
 
     Args:
         sites: Kinds of site, read in every layer.
-        rescale: `minmax` maps each response onto [min, 1]; `none` leaves the standardised mean, negative values included.
+        rescale: `minmax` maps each response onto [min, 1]; `none` keeps the standardised mean, negative values too.
         min: ε, where minmax starts.
     """
 

@@ -29,7 +29,7 @@ class LearnedMask(TokenMask):
         dropout: On hidden states, in training.
         min: Floor ε of the mask.
         max: Cap of the mask.
-        init: `positive` (bias 0.5, small w, w_o = 1/L) starts alive; `linear` is nn.Linear's own, which may start dead.
+        init: `positive` (bias 0.5, small w, w_o = 1/L) starts alive; `linear`, nn.Linear's own, may start dead.
 
     Raises:
         SparsePOError: a layer that the model does not have, or min not below max.

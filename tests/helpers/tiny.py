@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, CONFIG_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from sparsepo_plugin import ResponseTokens
 

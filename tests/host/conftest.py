@@ -2,19 +2,15 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
-
-VOCABULARY, WIDTH = 512, 256  # vocabulary × width is above the 1e5 elements that ZeRO-3 keeps gathered anyway
+from host_runs import VOCABULARY, WIDTH, Run, merge, places, write_pairs
 
 
 @pytest.fixture(autouse=True)
@@ -56,76 +52,6 @@ def tiny(tmp_path_factory) -> Path:
     return folder
 
 
-def write_pairs(path: Path, count: int, seed: int) -> Path:
-    """Random words; chosen and rejected differ in length and content."""
-    rng = random.Random(seed)
-
-    def text(low: int, high: int) -> str:
-        return " ".join(f"w{rng.randrange(VOCABULARY - 3)}" for _ in range(rng.randint(low, high)))
-
-    rows = [{"prompt": text(2, 5) + " ", "chosen": text(1, 9), "rejected": text(1, 9)} for _ in range(count)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@dataclass
-class Run:
-    """What a run left behind."""
-
-    code: int
-    output: str
-    folder: Path
-
-    def scalars(self, name: str) -> list[float]:
-        """Values that the host logged to tensorboard, by step."""
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-        (path,) = {event.parent for event in (self.folder / "tb").rglob("events*")}
-        events = EventAccumulator(str(path))
-        events.Reload()
-        return [event.value for event in events.Scalars(name)]
-
-    @property
-    def losses(self) -> torch.Tensor:
-        return torch.tensor(self.scalars("train/loss"), dtype=torch.float64)
-
-    @property
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Final weights of the model, and of the mask head if there is one."""
-        saved = {}
-        for name in ("model", "adapter_model", "mask_head"):
-            path = self.folder / "out" / f"{name}.safetensors"
-            if path.is_file():
-                saved.update({f"{name}.{key}": value for key, value in load_file(path).items()})
-        return saved
-
-
-def difference(one: Run, other: Run) -> tuple[float, float]:
-    """Largest difference of per-step losses and of final weights."""
-    assert len(one.losses) == len(other.losses) > 0
-    return (one.losses - other.losses).abs().max().item(), difference_of_weights(one, other)
-
-
-def difference_of_weights(one: Run, other: Run) -> float:
-    """Largest difference of the final weights, of masks too where both have some."""
-    mine, theirs = one.weights, other.weights
-    assert mine.keys() == theirs.keys() and mine
-    return max((mine[key].double() - theirs[key].double()).abs().max().item() for key in mine)
-
-
-def merge(base: dict, over: dict) -> dict:
-    """`base` with the leaves of `over`; None removes a key."""
-    merged = dict(base)
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = merge(merged[key], value)
-        elif value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = value
-    return merged
-
-
 @pytest.fixture(scope="session")
 def config(tiny) -> Callable[..., dict]:
     """The YAML of ten fp32 steps with learned, independent masks; arguments are merged over it."""
@@ -151,12 +77,8 @@ def launch(tmp_path_factory) -> Callable[..., Run]:
         config: dict, *flags: str, processes: int = 1, folder: Path | None = None, launcher: str = "torchrun"
     ) -> Run:
         folder = folder or tmp_path_factory.mktemp("run")
-        places = {
-            "ckpt": {"output_dir": str(folder / "out"), "path": str(folder / "checkpoints")},
-            "logger": {"tensorboard_dir": str(folder / "tb")},
-        }
         file = folder / "run.yaml"
-        file.write_text(yaml.safe_dump(merge(places, config)))
+        file.write_text(yaml.safe_dump(merge(places(folder), config)))
         starts = {
             "torchrun": [*("-m", "torch.distributed.run", "--standalone"), "--nproc_per_node", str(processes), "-m"],
             "deepspeed": [*("-m", "deepspeed.launcher.runner"), "--num_gpus", str(processes), "--module"],

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from conftest import merge
+from host_runs import merge
 from typer.testing import CliRunner
 
 from sparsepo_plugin.cli import app

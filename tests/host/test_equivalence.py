@@ -4,14 +4,13 @@ Losses are read from tensorboard, which stores float32. The tolerances are a few
 which comes from the order of fp32 additions alone.
 """
 
-from conftest import difference, difference_of_weights
+from host_runs import DPO, difference, difference_of_weights
 
 LOSS, WEIGHTS = 1e-5, 1e-5
 
 
 def test_masks_one_and_zero_follow_the_hosts_own_dpo(train):
-    uniform = {"mask": "uniform", "shared": False, "kl": {"value": 0.0}}
-    ours = train(sparsepo={**NO_LEARNING, **uniform})
+    ours = train(sparsepo=DPO)
     host = train(loss=None, sparsepo=None)
     loss, weights = difference(ours, host)
     assert len(host.losses) == 10 and host.losses[0] != host.losses[-1]
@@ -47,7 +46,6 @@ def test_lora_shared_reference_equals_a_separate_one(train):
     assert_equal(train(ds=LORA), train(ds=LORA, ref={"share": False}))
 
 
-NO_LEARNING = {"l1_reward": None, "l1_kl": None, "mask_lr": None}
 # A mask deep enough for its weights to be partitioned, too.
 DEEP = {"depth": 2}
 LORA = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}

@@ -4,11 +4,10 @@ import shutil
 
 import pytest
 import torch
-from conftest import difference, difference_of_weights
+from host_runs import DPO, difference, difference_of_weights
 from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
-NO_LEARNING = dict.fromkeys(("l1_reward", "l1_kl", "mask_lr"))
-DPO = {**NO_LEARNING, "mask": "uniform", "shared": False, "kl": {"value": 0.0}}
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="DeepSpeed compiles this optimizer on CPU")
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +40,7 @@ def test_aux_loss_of_a_mixture_of_experts(train, mixture):
     assert difference_of_weights(ours, without) > 1e-4
 
 
+@needs_compiler
 def test_muon(train):
     flags = {"optim": "muon", "muon": {"lr": 0.01}, "max_norm": 0.0}
     ours, host = train(**flags, sparsepo=DPO), train(**flags, loss=None, sparsepo=None)
@@ -56,7 +56,7 @@ def test_an_offloaded_reference(train):
     assert loss < 1e-6 and weights < 1e-6
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="DeepSpeed compiles its CPU Adam")
+@needs_compiler
 def test_an_offloaded_optimizer(train):
     loss, weights = difference(train(ds={"adam_offload": True}), train())
     assert loss < 1e-4 and weights < 1e-4

@@ -25,7 +25,12 @@ def test_every_metric_is_logged_at_every_step(train):
 def test_nll_and_label_smoothing_keep_their_meaning(train):
     """Against the host's own DPO with the same flags."""
     flags = {"nll_loss_coef": 0.2, "label_smoothing": 0.1}
-    uniform = {"mask": "uniform", "shared": False, "kl": {"value": 0.0}, **dict.fromkeys(("l1_reward", "l1_kl", "mask_lr"))}
+    uniform = {
+        "mask": "uniform",
+        "shared": False,
+        "kl": {"value": 0.0},
+        **dict.fromkeys(("l1_reward", "l1_kl", "mask_lr")),
+    }
     ours = train(model=flags, sparsepo=uniform)
     host = train(model=flags, loss=None, sparsepo=None)
     assert (ours.losses - host.losses).abs().max() < 1e-5

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from conftest import merge
+from host_runs import merge, places
 from transformers import AutoModelForCausalLM
 
 from sparsepo_plugin import load_mask
@@ -43,11 +43,8 @@ def test_a_stopped_run_resumes_to_the_same_weights(config, launch, tiny, tmp_pat
 
 
 def stop_after_first_checkpoint(settings, folder: Path):
-    places = {
-        "ckpt": {"output_dir": str(folder / "out"), "path": str(folder / "checkpoints")},
-        "logger": {"tensorboard_dir": str(folder / "tb0")},
-    }
-    (folder / "stopped.yaml").write_text(yaml.safe_dump(merge(places, settings)))
+    apart = {"logger": {"tensorboard_dir": str(folder / "stopped")}}
+    (folder / "stopped.yaml").write_text(yaml.safe_dump(merge(places(folder), merge(settings, apart))))
     command = [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")]
     command += ["sparsepo_plugin.train", "--config", str(folder / "stopped.yaml")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -3,6 +3,7 @@
 import json
 
 import torch
+from host_runs import ONES
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
@@ -10,8 +11,7 @@ BETA, STEPS, BATCH = 0.5, 10, 8
 
 
 def test_masks_one_and_one_follow_tdpo_v1(train, tiny):
-    ones = {"mask": "uniform", "shared": None, "l1_reward": None, "l1_kl": None, "mask_lr": None}
-    run = train(sparsepo=ones)
+    run = train(sparsepo=ONES)
     losses, model = plain_tdpo(tiny)
     final = {f"model.{name}": value for name, value in model.state_dict().items()}
     assert torch.allclose(run.losses, torch.tensor(losses, dtype=torch.float64), rtol=0, atol=1e-5)

@@ -33,7 +33,9 @@ def test_round_trip(section, tmp_path):
     save_mask(tmp_path / "new" / "folder", config, head.state_dict(), decoder("llama").config)
     loaded, loaded_config = load_mask(tmp_path / "new" / "folder")
     assert loaded_config == config
-    assert {k: v.tolist() for k, v in loaded.state_dict().items()} == {k: v.tolist() for k, v in head.state_dict().items()}
+    assert {k: v.tolist() for k, v in loaded.state_dict().items()} == {
+        k: v.tolist() for k, v in head.state_dict().items()
+    }
     if section.get("mask") != "random":
         f = features()
         for got, want in zip(loaded(f, TOKENS), head(f, TOKENS), strict=True):

@@ -33,7 +33,11 @@ def inputs(rows=7, vocabulary=11, width=5, ref_width=5, dtype=torch.float64, bia
     def normal(*shape):
         return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
 
-    policy = [normal(rows, width), normal(vocabulary, width), normal(vocabulary) if bias in ("both", "policy") else None]
+    policy = [
+        normal(rows, width),
+        normal(vocabulary, width),
+        normal(vocabulary) if bias in ("both", "policy") else None,
+    ]
     ref_bias = normal(vocabulary) if bias in ("both", "reference") else None
     reference = [normal(rows, ref_width), normal(vocabulary, ref_width), ref_bias]
     for x in policy:
@@ -96,7 +100,7 @@ def test_equals_plain(expectation, dtype, bias):
     compare(inputs(dtype=dtype, bias=bias), expectation, chunk_size=3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(0, 9),
     vocabulary=st.integers(1, 13),

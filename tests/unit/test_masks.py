@@ -427,7 +427,11 @@ def package(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "section",
-    [{"mask": "by-entry-point"}, {"mask": "mask_of_others:First"}, {"mask": "by-plugin", "plugins": ["mask_that_registers"]}],
+    [
+        {"mask": "by-entry-point"},
+        {"mask": "mask_of_others:First"},
+        {"mask": "by-plugin", "plugins": ["mask_that_registers"]},
+    ],
     ids=lambda section: section["mask"],
 )
 def test_third_party_mask(package, section):

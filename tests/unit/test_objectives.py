@@ -192,5 +192,5 @@ def test_equals_the_loop_over_tokens(expectation, label_smoothing, reduction):
 
 
 def test_unknown_objective():
-    with pytest.raises(SparsePOError, match="unknown objective 'nope': registered are .*sparsepo"):
+    with pytest.raises(SparsePOError, match=r"unknown objective 'nope': registered are .*sparsepo"):
         OBJECTIVES.get("nope")

@@ -31,7 +31,9 @@ def lora(model, dropout=0.0, seed=0, **options):
     """A LoRA policy whose adapter already does something."""
     torch.manual_seed(seed)
     names = {"gpt2": ["c_attn", "c_proj"]}.get(model.config.model_type, ["q_proj", "v_proj", "down_proj"])
-    config = LoraConfig(r=2, lora_alpha=4, lora_dropout=dropout, target_modules=names, task_type="CAUSAL_LM", **options)
+    config = LoraConfig(
+        r=2, lora_alpha=4, lora_dropout=dropout, target_modules=names, task_type="CAUSAL_LM", **options
+    )
     policy = get_peft_model(model, config)
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
@@ -43,9 +45,7 @@ def run(policy, reference, layout="padded", section=SECTION, seed=3) -> tuple[St
     """One step, and the gradient of every parameter by its name in the `MaskedPolicy`."""
     step = PreferenceStep(SparsePOConfig.from_section(section), beta=0.5)
     wrapped = step.wrap(policy, reference)
-    inputs, tokens = (
-        (PAIRS.inputs, PAIRS.tokens) if layout == "padded" else (PAIRS.packed_inputs, PAIRS.packed_tokens)
-    )
+    inputs, tokens = (PAIRS.inputs, PAIRS.tokens) if layout == "padded" else (PAIRS.packed_inputs, PAIRS.packed_tokens)
     torch.manual_seed(seed)
     out = step(partial(wrapped, **inputs), reference and partial(reference, **inputs), tokens)
     out.loss.backward()
@@ -182,7 +182,7 @@ def test_every_parameter_that_trains_gets_a_gradient():
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_no_response_tokens_still_run_both_heads(name):
-    """A ring-attention rank may hold none; without gradients for all parameters the ranks would wait for each other."""
+    """A ring-attention rank may hold none; a parameter without gradient would leave the other ranks waiting."""
     policy, reference = decoder(name), decoder(name, seed=1)
     wrapped = PreferenceStep(SparsePOConfig.from_section(SECTION), beta=0.1).wrap(policy, reference)
     tokens = PAIRS.tokens.shard(0, 0, None)

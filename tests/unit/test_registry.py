@@ -43,7 +43,7 @@ def test_names_are_plain_words(registry, name):
 
 def test_unknown_name_says_what_exists(registry):
     registry.register("known")(type("A", (), {}))
-    with pytest.raises(SparsePOError, match="unknown thing 'other': registered are known; .*package.module:ClassName"):
+    with pytest.raises(SparsePOError, match=r"unknown thing 'other': registered are known; .*package.module:ClassName"):
         registry.get("other")
 
 
@@ -71,5 +71,5 @@ def test_broken_entry_point_is_one_line(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-masks\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[sparsepo.masks]\nbroken = no_such_module:Mask\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(SparsePOError, match="mask 'broken' cannot be imported: .*no_such_module"):
+    with pytest.raises(SparsePOError, match=r"mask 'broken' cannot be imported: .*no_such_module"):
         MASKS.get("broken")

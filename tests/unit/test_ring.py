@@ -19,8 +19,8 @@ from sparsepo_plugin.metrics import token_metrics
 from sparsepo_plugin.objectives import SparsePO
 
 LAYERS, WIDTH, VOCABULARY, SITES = 3, 6, 17, 4
-# (prompt, response) tokens: sequence 1 lies across the halves; sequences of the first half have no token in the second.
-LAYOUTS = {"across": [(2, 5), (2, 6), (3, 1), (1, 4)], "all in one half": [(2, 2), (2, 3), (2, 1), (13, 1)]}
+# (prompt, response) tokens: once a response lies across the halves, once the first half is a prompt and nothing else.
+LAYOUTS = {"across": [(2, 5), (2, 6), (3, 1), (1, 4)], "all in one half": [(16, 2), (1, 3), (2, 1), (1, 4)]}
 SECTIONS = {
     "learned": {"shared": False, "l1_reward": 0.02, "l1_kl": 0.03},
     "learned, mean": {"layers": "last", "l1_reward": 0.02, "l1_kl": 0.03, "l1_reduction": "mean"},
@@ -56,13 +56,16 @@ def compute(section: dict, lens: list, rank: int | None) -> dict[str, Tensor]:
     features = ReferenceFeatures(layers[:, rows], sites[:, rows], layers[-1, rows])
     stats = token_statistics((row @ matrix)[rows], head, layers[-1, rows], ref_head, tokens.labels)
     pair: MaskPair = masks(features, tokens)
-    objective = SparsePO(
-        0.5, config.l1_reward, config.l1_kl, label_smoothing=0.1, l1_reduction=config.l1_reduction
-    )
+    objective = SparsePO(0.5, config.l1_reward, config.l1_kl, label_smoothing=0.1, l1_reduction=config.l1_reduction)
     out = objective(stats, pair, tokens)
     nll = -tokens.mean(stats.policy_logps)[: tokens.num_pairs].mean()
     (out.loss + 0.2 * nll).backward()
-    result = {"loss": out.loss.detach(), "nll": nll.detach(), "chosen": out.chosen_rewards, "rows": torch.tensor(len(rows))}
+    result = {
+        "loss": out.loss.detach(),
+        "nll": nll.detach(),
+        "chosen": out.chosen_rewards,
+        "rows": torch.tensor(len(rows)),
+    }
     named = {"matrix": matrix, "head": head, **dict(masks.named_parameters())}
     result.update({f"gradient of {name}": parameter.grad for name, parameter in named.items()})
     result.update({f"metric {name}": value for name, value in token_metrics(stats, pair, tokens).items()})
@@ -105,7 +108,6 @@ def test_two_processes_equal_one(ring, layout, name):
             torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance, msg=f"{key}: {got} {expected}")
 
 
-def test_one_process_may_hold_no_response_token(ring):
-    rows = [[half[layout, "learned"]["rows"].item() for half in ring] for layout in LAYOUTS]
-    assert all(min(halves) > 0 for halves in rows[:1])
-    assert rows[1][1] <= 1
+def test_layouts_are_what_they_say(ring):
+    rows = {layout: [half[layout, "learned"]["rows"].item() for half in ring] for layout in LAYOUTS}
+    assert rows == {"across": [9, 7], "all in one half": [0, 10]}

@@ -77,7 +77,9 @@ def test_unknown_objective():
 def test_vocabularies_must_agree():
     step = PreferenceStep(SparsePOConfig.from_section({}), beta=0.1)
     reference = decoder("llama", vocab_size=VOCABULARY + 1)
-    with pytest.raises(SparsePOError, match=r"ref\.model_name_or_path: its vocabulary has 38 entries, the policy's 37"):
+    with pytest.raises(
+        SparsePOError, match=r"ref\.model_name_or_path: its vocabulary has 38 entries, the policy's 37"
+    ):
         step.wrap(decoder("llama"), reference)
 
 

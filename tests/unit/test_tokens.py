@@ -41,7 +41,9 @@ def test_padded_by_hand(ids, mask, rows, as_list):
 @pytest.mark.parametrize("shape", ["flat", "row", "padded"])
 def test_packed_by_hand(shape):
     ids = torch.tensor(PACKED + [0, 0] * (shape == "padded"))
-    tokens = ResponseTokens.from_packed(ids[None] if shape == "row" else ids, torch.tensor(LENS), torch.tensor(PROMPTS))
+    tokens = ResponseTokens.from_packed(
+        ids[None] if shape == "row" else ids, torch.tensor(LENS), torch.tensor(PROMPTS)
+    )
     assert tokens.labels.tolist() == LABELS
     assert tokens.rows.tolist() == [1, 2, 3, 5, 8, 10, 11]
     assert tokens.sequence.tolist() == SEQUENCE

@@ -1,4 +1,4 @@
-"""What is refused before a run starts: flags without effect, models that cannot be used, rows that cannot be trained on."""
+"""What is refused before a run starts: flags without effect, unusable models, rows that cannot be trained on."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".py")
 
 
 def shares_reference(args: SimpleNamespace) -> bool:
-    """Whether the reference is the policy with its adapter off: the default with LoRA if no other reference is named."""
+    """Whether the reference is the policy with its adapter off: the default with LoRA unless another is named."""
     if args.ref.share is not None:
         return args.ref.share
     return args.ds.lora.rank > 0 and args.ref.model_name_or_path == args.model.model_name_or_path
@@ -76,9 +76,9 @@ def check_models(args: SimpleNamespace, config: SparsePOConfig) -> None:
 def _refuse_mask_group(config: SparsePOConfig) -> None:
     """Under Muon DeepSpeed forms the parameter groups itself, so the masks cannot have one of their own."""
     if config.mask_lr != "policy":
-        raise SparsePOError("optim: muon needs sparsepo.mask_lr: policy, DeepSpeed forms Muon's parameter groups itself")
+        raise SparsePOError("optim: muon needs sparsepo.mask_lr: policy, DeepSpeed forms its parameter groups itself")
     if "mask_weight_decay" in config.model_fields_set:
-        raise SparsePOError("sparsepo.mask_weight_decay has no effect with optim: muon, which decays all parameters alike")
+        raise SparsePOError("sparsepo.mask_weight_decay has no effect with optim: muon, which decays all alike")
 
 
 def check_pairs(args: SimpleNamespace, strategy: Any) -> None:
@@ -120,7 +120,7 @@ def check_pairs(args: SimpleNamespace, strategy: Any) -> None:
             data = data.select(range(min(args.data.max_samples, len(data))))
         _check_rows(names, data, args, tokenizer, strategy)
         if flag == "data.dataset" and len(data) < args.train.batch_size:
-            raise SparsePOError(f"data.dataset: {names} has {len(data)} pairs, train.batch_size is {args.train.batch_size}")
+            raise SparsePOError(f"{flag}: {names} has {len(data)} pairs, train.batch_size is {args.train.batch_size}")
 
 
 def _check_files(flag: str, names: str) -> None:
@@ -147,7 +147,8 @@ def _check_rows(names: str, data: Any, args: SimpleNamespace, tokenizer: Any, st
                 raise SparsePOError(f"{names}, row {row}: {key} is empty; a response needs at least one word")
             # The text and the end-of-sequence token exactly as OpenRLHF's RewardDataset joins them.
             text = (prompt + response).rstrip("\n")
-            length = _length(tokenizer, text if text.endswith(tokenizer.eos_token) else f"{text} {tokenizer.eos_token}")
+            ended = text if text.endswith(tokenizer.eos_token) else f"{text} {tokenizer.eos_token}"
+            length = _length(tokenizer, ended)
             if length > args.data.max_len:
                 raise SparsePOError(
                     f"{names}, row {row}: prompt and {key} have {length} tokens, data.max_len is {args.data.max_len}; "

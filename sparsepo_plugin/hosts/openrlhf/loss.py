@@ -89,7 +89,7 @@ class SparsePOLoss(PreferenceLoss):
     def _tokens(
         self, input_ids: Tensor, attention_mask: Tensor, prompt_lens: list[int], group: dist.ProcessGroup | None
     ) -> ResponseTokens:
-        """Index of the batch as OpenRLHF's Actor lays it out: padded, packed, or a ring-attention share of the pack."""
+        """Index of the batch as OpenRLHF's Actor lays it out: padded, packed, or a ring-attention share of that."""
         if not self.args.ds.packing_samples:
             return ResponseTokens.from_padded(input_ids, attention_mask, prompt_lens)
         packed = input_ids[attention_mask.bool()]
@@ -107,5 +107,3 @@ def _gather_reference_head(policy: Any) -> None:
 
     for parameter in policy.reference_parameters():
         register_external_parameter(policy.policy.get_output_embeddings(), parameter)
-
-

@@ -1,0 +1,40 @@
+"""The `sparsepo` command as a user types it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from host_runs import merge, places
+
+COMMAND = Path(sys.executable).parent / "sparsepo"
+
+
+def sparsepo(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=300)
+
+
+def test_train_picks_a_launcher_and_flags_win_over_the_file(config, train, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(merge(places(tmp_path), config(adam={"lr": 0.5}, sparsepo={"l1_kl": 7}))))
+    done = sparsepo("train", str(file), "--adam.lr", "1e-3", "--sparsepo.l1_kl=1e-3")
+    assert done.returncode == 0, done.stderr[-3000:]
+    saved = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert saved == (train().folder / "out" / "model.safetensors").read_bytes()
+
+
+def test_train_refuses_before_it_starts_anything(config, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(merge(places(tmp_path), config(sparsepo={"mask": "dense"}))))
+    done = sparsepo("train", str(file))
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert line.startswith("sparsepo: error: sparsepo.mask: unknown mask 'dense'")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_lists(config):
+    masks = sparsepo("masks").stdout.splitlines()
+    assert [line.split()[0] for line in masks] == ["activation", "learned", "random", "uniform"]
+    assert all(len(line.split()) > 4 for line in masks)
+    assert "sparsepo" in [line.split()[0] for line in sparsepo("objectives").stdout.splitlines()]
