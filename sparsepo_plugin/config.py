@@ -1,9 +1,11 @@
 """The `sparsepo:` section of a host's YAML: every key typed, documented and with an effect."""
 
 import inspect
+import re
 from typing import Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StrictBool, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, create_model
+from torch import nn
 
 from .errors import SparsePOError
 from .registry import MASKS
@@ -12,13 +14,19 @@ from .registry import MASKS
 SUPPLIED = ("hidden_size", "num_layers", "seed")
 
 
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+# YAML 1.1 reads 2e-4, which has no point, as text.
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
 class SparsePOConfig(BaseModel):
     """Keys of the `sparsepo:` section; keys of the chosen mask stand beside them and end up in `options`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = _STRICT
 
     mask: str = Field("learned", description="registered name, or package.module:ClassName")
-    shared: StrictBool = Field(True, description="one mask for reward and KL (m_u = m_d), or two")
+    shared: bool = Field(True, description="one mask for reward and KL (m_u = m_d), or two")
     reward: dict[str, Any] = Field({}, description="options of m_u alone, when shared is false")
     kl: dict[str, Any] = Field({}, description="options of m_d alone, when shared is false")
     options: dict[str, Any] = Field({}, description="options of the mask; in the YAML they stand beside these keys")
@@ -26,7 +34,9 @@ class SparsePOConfig(BaseModel):
     l1_reward: float = Field(0.0, ge=0, description="weight of the L1 norm of m_u")
     l1_kl: float = Field(0.0, ge=0, description="weight of the L1 norm of m_d; with a shared mask the two add")
     l1_reduction: Literal["sum", "mean"] = Field("sum", description="of the L1 norm over a response's tokens")
-    mask_lr: float | Literal["policy"] = Field(1e-3, description="learning rate of the masks, absolute, or `policy`")
+    mask_lr: PositiveFloat | Literal["policy"] = Field(
+        1e-3, description="learning rate of the masks, absolute, or `policy`"
+    )
     mask_weight_decay: float = Field(0.01, ge=0, description="weight decay of the masks")
     chunk_size: PositiveInt | None = Field(None, description="rows per vocabulary projection; by default from V")
     plugins: list[str] = Field([], description="modules to import first, which may register masks")
@@ -41,9 +51,10 @@ class SparsePOConfig(BaseModel):
         Raises:
             SparsePOError: a key is unknown, has a wrong type, or has no effect; the line names it and what is allowed.
         """
-        if not isinstance(section or {}, dict):
+        section = {} if section is None else section
+        if not isinstance(section, dict):
             raise SparsePOError(f"sparsepo: a mapping of keys is needed, not {section!r}")
-        section = {str(key): value for key, value in (section or {}).items()}
+        section = {str(key): _numbers(value) for key, value in section.items()}
         own = {key: section.pop(key) for key in list(section) if key in cls.model_fields and key != "options"}
         _import_plugins(own.get("plugins") or [])
         config = _validate(cls, own, "sparsepo", allowed=())
@@ -74,14 +85,23 @@ def mask_options(mask: type) -> type[BaseModel]:
         if name not in SUPPLIED and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[name] = (hints.get(name, Any), default)
-    return create_model(mask.__name__, __config__=ConfigDict(extra="forbid"), **fields)
+    return create_model(mask.__name__, __config__=_STRICT, **fields)
 
 
 def _mask_class(name: str) -> type:
     try:
-        return MASKS.get(name)
+        cls = MASKS.get(name)
     except SparsePOError as error:
         raise SparsePOError(f"sparsepo.mask: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module) and hasattr(cls, "needs")):
+        raise SparsePOError(f"sparsepo.mask: {name} is not a sparsepo_plugin.TokenMask")
+    return cls
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _numbers(entry) for key, entry in value.items()}
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def _import_plugins(modules: Any) -> None:

@@ -1,5 +1,6 @@
 """From hidden states to log-probabilities and their expected log-ratio, in chunks: the hot path."""
 
+from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
@@ -94,8 +95,9 @@ class _TokenStatistics(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels, expectation, chunk_size):
         ctx.save_for_backward(hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels)
         ctx.expectation, ctx.chunk_size = expectation, chunk_size
-        policy, reference = _Projection(weight, bias), _Projection(ref_weight, ref_bias)
-        statistics = torch.empty(3, len(labels), dtype=_accurate(hidden.dtype), device=hidden.device)
+        dtype = _accurate(hidden, weight, ref_hidden, ref_weight)
+        policy, reference = _Projection(weight, bias, dtype), _Projection(ref_weight, ref_bias, dtype)
+        statistics = torch.empty(3, len(labels), dtype=dtype, device=hidden.device)
         for chunk in _chunks(len(labels), chunk_size):
             logps = policy.logps(hidden[chunk])
             ref_logps = reference.logps(ref_hidden[chunk])
@@ -109,7 +111,7 @@ class _TokenStatistics(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels = ctx.saved_tensors
-        policy, reference = _Projection(weight, bias), _Projection(ref_weight, ref_bias)
+        policy, reference = _Projection(weight, bias, grad.dtype), _Projection(ref_weight, ref_bias, grad.dtype)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(policy.weight) if wants_weight else None
@@ -134,10 +136,10 @@ class _TokenStatistics(torch.autograd.Function):
 
 
 class _Projection:
-    """A vocabulary projection in float32 or better, its weight converted once and not per chunk."""
+    """A vocabulary projection in `dtype`, its weight converted once and not per chunk."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.dtype = _accurate(weight.dtype)
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self.weight = weight.detach().to(self.dtype)
         self.bias = None if bias is None else bias.detach().to(self.dtype)
 
@@ -171,8 +173,8 @@ def _grad_logits(
     return grad_logits.scatter_add_(1, labels[:, None], grad_logp[:, None])
 
 
-def _accurate(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+def _accurate(*tensors: Tensor) -> torch.dtype:
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
 
 
 def _chunks(rows: int, size: int) -> list[slice]:

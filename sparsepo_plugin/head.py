@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from .errors import SparsePOError
 
 # Decoders that change the logits after the head: row statistics computed from the head alone would be wrong.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+_LOGIT_CHANGES = (
+    "final_logit_softcapping",
+    "logits_soft_cap",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier",
+)
 
 
 class ResponseHead(nn.Linear):

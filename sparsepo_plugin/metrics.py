@@ -33,7 +33,7 @@ def token_metrics(
         "masked_kl": masks.kl * kl,
     }
     # One reduction for all columns: under ring attention each one is a round of communication.
-    sums = torch.stack([tokens.sum(column.float()) for column in columns.values()])
+    sums = tokens.sum(torch.stack([column.float() for column in columns.values()]))
     counts = tokens.count()
     metrics = {}
     for half, part in (("chosen", slice(None, tokens.num_pairs)), ("rejected", slice(tokens.num_pairs, None))):

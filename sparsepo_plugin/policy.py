@@ -44,6 +44,7 @@ class MaskedPolicy(nn.Module):
         self.section = config
         # In a tuple, so that the reference's parameters do not become this module's.
         self._reference_head = None if reference is None else (ResponseHead.of(reference),)
+        self._reference_config = (reference or policy).config
 
     @property
     def config(self) -> Any:
@@ -138,7 +139,7 @@ class MaskedPolicy(nn.Module):
         for key, value in state_dict.items():
             part, _, name = key.partition(".")
             parts[part][name] = value
-        save_mask(output_dir, self.section, parts["mask_head"], self.policy.config)
+        save_mask(output_dir, self.section, parts["mask_head"], self._reference_config)
         return self.policy, parts["policy"]
 
 
@@ -150,9 +151,10 @@ def raw_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout off: a reference with active dropout is not frozen."""
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True

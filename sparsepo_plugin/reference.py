@@ -95,8 +95,8 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 def activation_sites(layers: nn.ModuleList, kinds: tuple[str, ...] = SITES) -> list[nn.Module]:
     """Modules whose outputs the activation mask reads (paper §2.3), found without naming architectures.
 
-    `residual` is a layer itself; `attention` and `feed_forward` are its direct children that hold a matrix, told apart
-    by whether their name speaks of attention.
+    `residual` is a layer itself; `attention` and `feed_forward` are the last of its direct children that hold a
+    matrix, told apart by whether their name speaks of attention.
 
     Raises:
         SparsePOError: a layer has nothing of a kind that was asked for.
@@ -114,7 +114,7 @@ def activation_sites(layers: nn.ModuleList, kinds: tuple[str, ...] = SITES) -> l
                 raise SparsePOError(
                     f"{type(layer).__name__} has no {kind} site among {[name for name, _ in children]}"
                 )
-            sites.extend(by_kind[kind])
+            sites.append(by_kind[kind][-1])
     return sites
 
 

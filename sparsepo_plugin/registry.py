@@ -50,10 +50,11 @@ class Registry:
         if name in self._classes:
             return self._classes[name]
         if ":" in name:
-            return self._import(name)
+            module, _, attribute = name.partition(":")
+            return self._load(name, lambda: getattr(importlib.import_module(module), attribute))
         for entry in entry_points(group=self.group):
             if entry.name == name:
-                return entry.load()
+                return self._load(name, entry.load)
         raise SparsePOError(
             f"unknown {self.kind} {name!r}: registered are {', '.join(self.names())}; "
             "a class of your own is named as package.module:ClassName"
@@ -63,12 +64,11 @@ class Registry:
         """All names, those of installed packages included, sorted."""
         return sorted({*self._classes, *(entry.name for entry in entry_points(group=self.group))})
 
-    def _import(self, path: str) -> type:
-        module, _, attribute = path.partition(":")
+    def _load(self, name: str, load: Callable[[], type]) -> type:
         try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise SparsePOError(f"{self.kind} {path!r} cannot be imported: {error}") from error
+            return load()
+        except (ImportError, AttributeError, ValueError) as error:
+            raise SparsePOError(f"{self.kind} {name!r} cannot be imported: {error}") from error
 
 
 MASKS = Registry("mask", "sparsepo.masks")

@@ -123,8 +123,8 @@ class ResponseTokens:
         )
 
     def sum(self, values: Tensor) -> Tensor:
-        """Per-sequence sum, differentiable, over the ring-attention group if there is one. [N] -> [S]."""
-        total = values.new_zeros(self.num_sequences).index_add(0, self.sequence, values)
+        """Per-sequence sum, differentiable, over the ring-attention group if there is one. [..., N] -> [..., S]."""
+        total = values.new_zeros(*values.shape[:-1], self.num_sequences).index_add(-1, self.sequence, values)
         # The backward of this all_reduce sums over the group too, which DeepSpeed's mean over all ranks divides out.
         return total if self.group is None else all_reduce(total, group=self.group)
 
@@ -133,7 +133,7 @@ class ResponseTokens:
         return self.sum(torch.ones(len(self), device=self.labels.device))
 
     def mean(self, values: Tensor) -> Tensor:
-        """Per-sequence mean, 0 for a sequence without response tokens. [N] -> [S]."""
+        """Per-sequence mean, 0 for a sequence without response tokens. [..., N] -> [..., S]."""
         return self.sum(values) / self.count().clamp(min=1).to(values.dtype)
 
     def extremes(self, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -101,7 +101,7 @@ def make_pairs(
     pairs = []
     for prompt, first, second in zip(prompts, completions[::2], completions[1::2], strict=True):
         chosen, rejected = sorted((first, second), key=score, reverse=True)
-        if score(chosen) - score(rejected) >= MIN_DIFFERENCE and rejected:
+        if chosen and rejected and score(chosen) - score(rejected) >= MIN_DIFFERENCE:
             pairs.append(Pair(prompt, f" {chosen}", f" {rejected}"))
     return pairs, mean_score(completions)
 

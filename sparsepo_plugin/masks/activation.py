@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
+from ..errors import SparsePOError
 from ..reference import SITES, ReferenceFeatures
 from ..registry import MASKS
 from ..tokens import ResponseTokens
@@ -35,21 +36,24 @@ class ActivationMask(TokenMask):
         min: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ) -> None:
         super().__init__()
+        if min and rescale == "none":
+            raise SparsePOError("sparsepo.min has no effect with sparsepo.rescale: none")
         self.sites, self.rescale, self.min = tuple(sites), rescale, min
 
     def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> Tensor:
         """Mask of each response token. float [N]; 1 throughout a response whose activations do not vary."""
-        mask = sum(_standardise(site, tokens) for site in features.activations) / len(features.activations)
+        mask = _standardise(features.activations, tokens).mean(0)
         if self.rescale == "none":
             return mask
         low, high = (extreme[tokens.sequence] for extreme in tokens.extremes(mask))
-        flat = high <= low
+        # Sites vary by about 1; what is left where they cancel is rounding, which must not become 0 and 1.
+        flat = high - low < 1e-4
         scaled = self.min + (1 - self.min) * (mask - low) / (high - low).masked_fill(flat, 1)
         return scaled.masked_fill(flat, 1.0)
 
 
 def _standardise(values: Tensor, tokens: ResponseTokens) -> Tensor:
-    """Zero mean and unit variance within each response; 0 where the variance is 0, as in a response of one token."""
-    centred = values - tokens.mean(values)[tokens.sequence]
-    variance = tokens.mean(centred.square())[tokens.sequence]
+    """Zero mean and unit variance in each response; 0 where the variance is 0, as for one token. [G, N]."""
+    centred = values - tokens.mean(values)[:, tokens.sequence]
+    variance = tokens.mean(centred.square())[:, tokens.sequence]
     return centred * variance.rsqrt().masked_fill(variance == 0, 0)

@@ -133,6 +133,16 @@ def test_shared_reference_equals_a_separate_one(name, dropout, checkpointing, la
     assert all("lora" in key or key.startswith("mask_head") for key in results[0][1])
 
 
+@pytest.mark.parametrize(
+    ("name", "dropout"),
+    [("llama", {"attention_dropout": 0.3}), ("gpt2", {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3})],
+)
+def test_shared_reference_has_no_dropout_of_the_base_model_either(name, dropout):
+    """GPT-2 has 0.1 by default; with the adapter off it would still be drawn."""
+    reference = decoder(name, **dropout)
+    assert_same(*(run(lora(decoder(name, **dropout)).train(), other) for other in (reference, None)))
+
+
 def test_shared_reference_needs_the_same_masks_input():
     """The activation mask hooks PEFT's modules as well as a plain model's."""
     section = {"mask": "activation"}

@@ -30,5 +30,7 @@ def test_mask_of_your_own(tmp_path, monkeypatch):
 def test_the_yaml_is_valid_and_names_every_key():
     (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     SparsePOConfig.from_section(yaml.safe_load(text)["sparsepo"])
-    table = set(re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in README.splitlines() if line.startswith("| `"))))
+    table = set(
+        re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in README.splitlines() if line.startswith("| `")))
+    )
     assert table == set(SparsePOConfig.model_fields) - {"options"}

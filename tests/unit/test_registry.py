@@ -43,7 +43,9 @@ def test_names_are_plain_words(registry, name):
 
 def test_unknown_name_says_what_exists(registry):
     registry.register("known")(type("A", (), {}))
-    with pytest.raises(SparsePOError, match=r"unknown thing 'other': registered are known; .*package.module:ClassName"):
+    with pytest.raises(
+        SparsePOError, match=r"unknown thing 'other': registered are known; .*package.module:ClassName"
+    ):
         registry.get("other")
 
 

@@ -57,6 +57,12 @@ def test_nll_loss_is_that_of_the_chosen_responses():
     assert out.nll_loss.requires_grad
 
 
+@pytest.mark.parametrize("expectation", ["reference", "policy"])
+def test_token_kl_is_logged_with_its_sign(expectation):
+    metrics = Run({"expectation": expectation})().metrics
+    assert min(metrics["token_kl_chosen"], metrics["token_kl_rejected"]) > 0
+
+
 @pytest.mark.parametrize("layers", ["all", "last"])
 @pytest.mark.parametrize("lens", [[(2, 1), (3, 1)], [(1, 1), (1, 1)], [(5, 9), (1, 1)]], ids=str)
 def test_one_pair(lens, layers):
