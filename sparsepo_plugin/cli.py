@@ -15,22 +15,28 @@ app = typer.Typer(
     help="Token-level preference optimisation with sparse masks.", no_args_is_help=True, add_completion=False
 )
 ConfigFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="OpenRLHF's flags, nested, and the loss.")]
+NumProcesses = Annotated[int, typer.Option(min=0, help="Processes to start; 0: one a GPU, or one.")]
 HOST_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @app.command(context_settings=HOST_FLAGS)
-def train(
-    context: typer.Context,
-    file: ConfigFile,
-    num_processes: Annotated[int, typer.Option(min=0, help="Processes to start; 0: one a GPU, or one.")] = 0,
-) -> None:
-    """Train with FILE.yaml; further arguments are OpenRLHF's flags and win over the file."""
+def train(context: typer.Context, file: ConfigFile, num_processes: NumProcesses = 0) -> None:
+    """Train on pairs with FILE.yaml; further arguments are OpenRLHF's flags and win over the file."""
     arguments = ["--config", str(file), *context.args]
     with one_line_errors():
         host = load_host()
         args = host.parse_args(arguments)
         host.get_loss_class(args.loss)(args)  # the section's mistakes, before any process is started
-    raise typer.Exit(subprocess.run([*launcher(num_processes), *arguments]).returncode)
+    raise typer.Exit(subprocess.run([*launcher("sparsepo_plugin.train", num_processes), *arguments]).returncode)
+
+
+@app.command(context_settings=HOST_FLAGS)
+def sft(context: typer.Context, file: ConfigFile, num_processes: NumProcesses = 0) -> None:
+    """Fine-tune before preferences, with OpenRLHF's own train_sft and FILE.yaml."""
+    arguments = ["--config", str(file), *context.args]
+    with one_line_errors():
+        load_host("train_sft").parse_args(arguments)
+    raise typer.Exit(subprocess.run([*launcher("sparsepo_plugin.sft", num_processes), *arguments]).returncode)
 
 
 @app.command(context_settings=HOST_FLAGS)
@@ -55,12 +61,11 @@ def objectives() -> None:
     _list(OBJECTIVES)
 
 
-def launcher(num_processes: int) -> list[str]:
-    """The command that starts `sparsepo_plugin.train`: DeepSpeed's launcher on GPUs, torchrun without."""
+def launcher(module: str, num_processes: int) -> list[str]:
+    """The command that starts `module`: DeepSpeed's launcher on GPUs, torchrun without."""
     import torch
 
     gpus = torch.cuda.device_count()
-    module = "sparsepo_plugin.train"
     if gpus:
         runner = "deepspeed.launcher.runner"
         return [sys.executable, "-m", runner, "--num_gpus", str(num_processes or gpus), "--module", module]

@@ -9,13 +9,16 @@ from .tokens import MaskPair, ResponseTokens
 
 @torch.no_grad()
 def token_metrics(
-    stats: TokenStatistics, masks: MaskPair, tokens: ResponseTokens, expectation: Expectation = "reference"
+    stats: TokenStatistics,
+    masks: MaskPair | None,
+    tokens: ResponseTokens,
+    expectation: Expectation | None = "reference",
 ) -> dict[str, Tensor]:
-    """Sparsity of the masks and token KL, for chosen and rejected responses.
+    """Sparsity of the masks and token KL, for chosen and rejected responses, as far as the loss has them.
 
     Args:
         stats: Statistics of the N response tokens.
-        masks: Their two weights.
+        masks: Their two weights, or None.
         tokens: Their index.
         expectation: What `stats.expected_log_ratio` was averaged under; decides the sign that makes it a KL.
 
@@ -23,15 +26,16 @@ def token_metrics(
         Scalars. `sparsity_*`: share of exact zeros, percent. `mask_*_mean`: mean weight. `token_kl_*`: nats a token
         before masking, `masked_kl_*` after. `*_margin`: mean over pairs of |sequence KL of chosen − of rejected|.
     """
-    kl = -stats.expected_log_ratio if expectation == "reference" else stats.expected_log_ratio
-    columns = {
-        "sparsity_reward": 100.0 * (masks.reward == 0),
-        "sparsity_kl": 100.0 * (masks.kl == 0),
-        "mask_reward_mean": masks.reward,
-        "mask_kl_mean": masks.kl,
-        "token_kl": kl,
-        "masked_kl": masks.kl * kl,
-    }
+    columns = {}
+    if masks is not None:
+        columns["sparsity_reward"], columns["sparsity_kl"] = 100.0 * (masks.reward == 0), 100.0 * (masks.kl == 0)
+        columns["mask_reward_mean"], columns["mask_kl_mean"] = masks
+    if stats.expected_log_ratio is not None:
+        columns["token_kl"] = -stats.expected_log_ratio if expectation == "reference" else stats.expected_log_ratio
+        if masks is not None:
+            columns["masked_kl"] = masks.kl * columns["token_kl"]
+    if not columns:
+        return {}
     # One reduction for all columns: under ring attention each one is a round of communication.
     sums = tokens.sum(torch.stack([column.float() for column in columns.values()]))
     counts = tokens.count()
@@ -40,4 +44,5 @@ def token_metrics(
         means = sums[:, part].sum(1) / counts[part].sum().clamp(min=1)
         metrics.update({f"{name}_{half}": mean for name, mean in zip(columns, means, strict=True)})
     margins = (sums[:, : tokens.num_pairs] - sums[:, tokens.num_pairs :]).abs().mean(1)
-    return {**metrics, "token_kl_margin": margins[-2], "masked_kl_margin": margins[-1]}
+    of_kl = {f"{name}_margin": margin for name, margin in zip(columns, margins, strict=True) if name.endswith("_kl")}
+    return metrics | {name: margin for name, margin in of_kl.items() if not name.startswith("sparsity")}

@@ -14,6 +14,7 @@ from .divergence import token_statistics
 from .errors import SparsePOError
 from .head import ResponseHead
 from .masks import MaskHead
+from .objectives import Objective, SparsePO
 from .reference import ReferenceFeatures, collect_features
 from .tokens import ResponseTokens
 
@@ -23,19 +24,29 @@ class MaskedPolicy(nn.Module):
 
     Args:
         policy: A Hugging Face causal language model, or a PEFT model around one.
-        mask_head: The masks.
-        config: The `sparsepo:` section.
+        mask_head: The masks, or None for a loss without any.
+        config: The loss's section.
         reference: The frozen reference model, or None when it is the policy with its LoRA adapter off.
+        objective: What of the reference the loss reads; SparsePO by default.
 
     Raises:
         SparsePOError: no reference is given and `policy` has no adapter to switch off.
     """
 
     def __init__(
-        self, policy: nn.Module, mask_head: MaskHead, config: SparsePOConfig, reference: nn.Module | None = None
+        self,
+        policy: nn.Module,
+        mask_head: MaskHead | None,
+        config: SparsePOConfig,
+        reference: nn.Module | None = None,
+        objective: Objective | None = None,
     ) -> None:
         super().__init__()
-        if reference is None and not hasattr(policy, "disable_adapter"):
+        objective = objective or SparsePO(expectation=config.expectation)
+        self.reads_reference, self.expectation = objective.reference, objective.expectation
+        self.needs = mask_head.needs if mask_head else frozenset()
+        self.shares_reference = reference is None and (self.reads_reference or bool(self.needs))
+        if self.shares_reference and not hasattr(policy, "disable_adapter"):
             raise SparsePOError(
                 "ref.share: true needs a LoRA policy (ds.lora.rank), whose adapter can be switched off"
             )
@@ -52,23 +63,31 @@ class MaskedPolicy(nn.Module):
         return self.policy.config
 
     def forward(
-        self, *args: Any, tokens: ResponseTokens, features: ReferenceFeatures | None = None, **inputs: Any
+        self,
+        *args: Any,
+        tokens: ResponseTokens,
+        features: ReferenceFeatures | None = None,
+        oracle_logps: Tensor | None = None,
+        **inputs: Any,
     ) -> dict[str, Tensor | None]:
         """One forward of masks and policy, and of the reference too when the policy's own weights serve as one.
 
         Args:
             *args: Inputs of the policy, as the host prepares them.
             tokens: Index of the batch's response tokens.
-            features: Reference rows; None when the reference is the policy without its adapter.
+            features: Reference rows; None when the reference is the policy without its adapter, or is not read.
+            oracle_logps: log π_oracle(y_t), for masks that need `token_rewards`. [N].
             **inputs: Further inputs of the policy.
 
         Returns:
-            `logits`: the three token statistics, float32 [3, N]. `masks`: m_u and m_d, [2, N]. `aux_loss`: balancing
-            loss of a mixture of experts, else None.
+            `logits`: the token statistics that the loss reads, float32 [1 to 3, N]. `masks`: m_u and m_d, [2, N], or
+            None. `aux_loss`: balancing loss of a mixture of experts, else None.
         """
         if features is None:
-            features = self._shared_features(args, inputs, tokens)
-        masks = torch.stack(self.mask_head(features, tokens))
+            features = self._shared_features(args, inputs, tokens) if self.shares_reference else ReferenceFeatures()
+        if oracle_logps is not None:
+            features.token_rewards = oracle_logps - features.logps
+        masks = torch.stack(self.mask_head(features, tokens)) if self.mask_head else None
 
         def serve(head: ResponseHead, hidden: Tensor) -> Tensor:
             rows = hidden.reshape(-1, hidden.shape[-1])[tokens.rows]
@@ -83,30 +102,33 @@ class MaskedPolicy(nn.Module):
             return collect_features(
                 self.policy,
                 lambda: self.policy(*args, **inputs),
-                tokens.rows,
-                self.mask_head.needs,
-                self.mask_head.sites,
+                tokens,
+                self.needs,
+                self.mask_head.sites if self.mask_head else (),
             )
 
     def _statistics(self, head: ResponseHead, rows: Tensor, reference_rows: Tensor, labels: Tensor) -> Tensor:
-        reference = raw_parameters(self._reference_head[0] if self._reference_head else head)
-        return torch.stack(
-            token_statistics(
-                rows,
-                head.weight,
-                reference_rows,
-                reference["weight"].detach(),
-                labels,
-                policy_bias=head.bias,
-                reference_bias=None if reference["bias"] is None else reference["bias"].detach(),
-                expectation=self.section.expectation,
-                chunk_size=self.section.chunk_size,
-            )
+        weight, bias = None, None
+        if self.reads_reference:
+            reference = raw_parameters(self._reference_head[0] if self._reference_head else head)
+            weight, bias = (None if p is None else p.detach() for p in (reference["weight"], reference["bias"]))
+        statistics = token_statistics(
+            rows,
+            head.weight,
+            reference_rows if self.reads_reference else None,
+            weight,
+            labels,
+            policy_bias=head.bias,
+            reference_bias=bias,
+            expectation=self.expectation,
+            chunk_size=self.section.chunk_size,
         )
+        return torch.stack([values for values in statistics if values is not None])
 
     def reference_parameters(self) -> list[nn.Parameter]:
         """Weight and bias of a separate reference's head, which ZeRO-3 must gather inside the policy's head."""
-        own = raw_parameters(self._reference_head[0]).values() if self._reference_head else ()
+        read = self._reference_head and self.reads_reference
+        own = raw_parameters(self._reference_head[0]).values() if read else ()
         return [parameter for parameter in own if parameter is not None]
 
     def optimizer_groups(self, groups: list[Any]) -> list[Any]:
@@ -115,7 +137,7 @@ class MaskedPolicy(nn.Module):
         Args:
             groups: Parameter-group dicts. A flat list of parameters (DeepSpeed sorts Muon's itself) comes back as is.
         """
-        mask_parameters = [p for p in self.mask_head.parameters() if p.requires_grad]
+        mask_parameters = [p for p in self.mask_head.parameters() if p.requires_grad] if self.mask_head else []
         if not mask_parameters or not isinstance(groups[0], dict):
             return groups
         masks = {id(p) for p in mask_parameters}
@@ -139,7 +161,8 @@ class MaskedPolicy(nn.Module):
         for key, value in state_dict.items():
             part, _, name = key.partition(".")
             parts[part][name] = value
-        save_mask(output_dir, self.section, parts["mask_head"], self._reference_config)
+        if self.mask_head:
+            save_mask(output_dir, self.section, parts["mask_head"], self._reference_config)
         return self.policy, parts["policy"]
 
 

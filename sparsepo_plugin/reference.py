@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .divergence import token_statistics
 from .errors import SparsePOError
 from .head import ResponseHead
+from .tokens import ResponseTokens
 
 SITES = ("attention", "feed_forward", "residual")
 
@@ -23,18 +25,22 @@ class ReferenceFeatures:
             `hidden_states[1:]`. [L, N, d] in the model's dtype, or None if no mask asked for it.
         activations: Outputs of the hooked sites, averaged over features. float32 [G, N], or None.
         last_hidden: Input of the vocabulary head. [N, d].
+        logps: log π_ref(y_t), if a mask asked for `token_rewards`. float32 [N].
+        token_rewards: log π_oracle(y_t) − log π_ref(y_t) of an oracle model, or None. float32 [N].
     """
 
     hidden_states: Tensor | None = None
     activations: Tensor | None = None
     last_hidden: Tensor | None = None
+    logps: Tensor | None = None
+    token_rewards: Tensor | None = None
 
 
 @torch.no_grad()
 def collect_features(
     model: nn.Module,
     forward: Callable[[], Any],
-    rows: Tensor,
+    tokens: ResponseTokens,
     needs: frozenset[str] = frozenset(),
     sites: tuple[str, ...] = SITES,
 ) -> ReferenceFeatures:
@@ -45,8 +51,9 @@ def collect_features(
     Args:
         model: The Hugging Face decoder inside, for its layers and its head.
         forward: Runs it, through whatever the host has wrapped around it.
-        rows: Rows of the flattened hidden states. int64 [N].
-        needs: Any of `hidden_states` and `activations`; `last_hidden` always comes.
+        tokens: Index of the N response tokens.
+        needs: What masks ask for; `last_hidden` always comes. `token_rewards` brings `logps` alone, the oracle's
+            share is another model's.
         sites: Kinds of site that `activations` covers, one row per kind and layer.
 
     Raises:
@@ -55,10 +62,16 @@ def collect_features(
     layers = decoder_layers(model) if needs & {"hidden_states", "activations"} else []
     hidden_states: list[Tensor] = []
     activations: list[Tensor] = []
-    captured: list[Tensor] = []
+    features = ReferenceFeatures()
+    rows = tokens.rows
 
     def capture(head: ResponseHead, hidden: Tensor) -> Tensor:
-        captured.append(_pick(hidden, rows))
+        features.last_hidden = last = _pick(hidden, rows)
+        if "token_rewards" in needs:
+            own = token_statistics(
+                last, head.weight, None, None, tokens.labels, policy_bias=head.bias, expectation=None
+            )
+            features.logps = own.policy_logps
         return hidden.new_empty(0)
 
     with ExitStack() as hooks:
@@ -71,12 +84,11 @@ def collect_features(
             keep = activations.append
             hooks.enter_context(_on_output(modules, lambda out: keep(_pick(out, rows).float().mean(-1))))
         forward()
-    (last_hidden,) = captured
-    return ReferenceFeatures(
-        hidden_states=torch.stack([*hidden_states, last_hidden]) if "hidden_states" in needs else None,
-        activations=torch.stack(activations) if "activations" in needs else None,
-        last_hidden=last_hidden,
-    )
+    if "hidden_states" in needs:
+        features.hidden_states = torch.stack([*hidden_states, features.last_hidden])
+    if "activations" in needs:
+        features.activations = torch.stack(activations)
+    return features
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -16,7 +16,7 @@ from .metrics import token_metrics
 from .objectives import ObjectiveOutput
 from .policy import MaskedPolicy
 from .reference import collect_features
-from .registry import OBJECTIVES
+from .registry import MASKS
 from .tokens import MaskPair, ResponseTokens
 
 logger = logging.getLogger("sparsepo_plugin")
@@ -33,7 +33,7 @@ class StepOutput:
         nll_loss: −mean over pairs of the chosen response's mean log-probability, with gradient.
         aux_loss: Balancing loss of a mixture of experts, with gradient, or None.
         metrics: Numbers to log.
-        masks: The weights of the response tokens, detached.
+        masks: The weights of the response tokens, detached, or None for a loss without any.
     """
 
     loss: Tensor
@@ -42,31 +42,30 @@ class StepOutput:
     nll_loss: Tensor
     aux_loss: Tensor | None
     metrics: dict[str, float]
-    masks: MaskPair
+    masks: MaskPair | None
 
 
 class PreferenceStep:
     """Reference, masks, policy, divergence and objective in order; hosts call this and nothing deeper.
 
     Args:
-        config: The `sparsepo:` section.
+        config: The loss's section.
         beta: β of the objective.
         label_smoothing: Probability that a preference label is flipped.
-        objective: Registered name of the objective.
+
+    Raises:
+        SparsePOError: an option of the objective has no effect.
     """
 
-    def __init__(
-        self, config: SparsePOConfig, beta: float, label_smoothing: float = 0.0, objective: str = "sparsepo"
-    ) -> None:
+    def __init__(self, config: SparsePOConfig, beta: float, label_smoothing: float = 0.0) -> None:
         self.config = config
-        self.objective = OBJECTIVES.get(objective)(
-            beta=beta,
-            l1_reward=config.l1_reward,
-            l1_kl=config.l1_kl,
-            label_smoothing=label_smoothing,
-            l1_reduction=config.l1_reduction,
-        )
+        self.objective = config.build_objective(beta, label_smoothing)
         self._dead: set[str] = set()
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether the objective or its masks read a reference model at all."""
+        return self.objective.reference or bool(self.config.mask and MASKS.get(self.config.mask).needs)
 
     def wrap(
         self, policy: nn.Module, reference: nn.Module | None, seed: int = 42, mask_head: MaskHead | None = None
@@ -90,7 +89,7 @@ class PreferenceStep:
                 f"the policy's {policy.config.get_text_config().vocab_size}; token-level losses need the same one"
             )
         self.masks = mask_head or build_masks(self.config, source.hidden_size, source.num_hidden_layers, seed)
-        return MaskedPolicy(policy, self.masks, self.config, reference)
+        return MaskedPolicy(policy, self.masks, self.config, reference, self.objective)
 
     def __call__(
         self,
@@ -98,28 +97,37 @@ class PreferenceStep:
         reference: Callable[[], Any] | None,
         tokens: ResponseTokens,
         step: int = 0,
+        oracle: tuple[nn.Module, Callable[[], Any]] | None = None,
     ) -> StepOutput:
         """Loss and metrics of one batch.
 
         Args:
             policy: Runs the `MaskedPolicy` on the batch through the host's wrappers, given `tokens` and `features`.
-            reference: Runs the reference model on the same batch; None when the policy's own weights serve.
+            reference: Runs the reference model on the same batch; None when the policy's own weights serve, or when no
+                reference is read.
             tokens: Index of the batch's response tokens.
             step: The host's optimizer step, for messages.
+            oracle: The oracle's model and what runs it on the batch, for masks that need `token_rewards`.
 
         Raises:
             SparsePOError: the loss is not finite.
         """
         features = None
         if self.reference is not None:
-            features = collect_features(self.reference, reference, tokens.rows, self.masks.needs, self.masks.sites)
-        output = policy(tokens=tokens, features=features)
-        stats, pair = TokenStatistics(*output["logits"]), MaskPair(*output["masks"])
+            needs, sites = (self.masks.needs, self.masks.sites) if self.masks else (frozenset(), ())
+            features = collect_features(self.reference, reference, tokens, needs, sites)
+        inputs = {"tokens": tokens, "features": features}
+        if oracle is not None:
+            inputs["oracle_logps"] = collect_features(*oracle, tokens, frozenset({"token_rewards"})).logps
+        output = policy(**inputs)
+        stats = TokenStatistics(*output["logits"])
+        pair = None if output["masks"] is None else MaskPair(*output["masks"])
         result = self.objective(stats, pair, tokens)
         _refuse_non_finite(result, step)
-        metrics = {**token_metrics(stats, pair, tokens, self.config.expectation), **result.metrics}
-        # One copy from the device for all numbers.
-        metrics = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+        metrics = {**token_metrics(stats, pair, tokens, self.objective.expectation), **result.metrics}
+        if metrics:
+            # One copy from the device for all numbers.
+            metrics = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
         self._warn_of_dead_masks(metrics, step)
         return StepOutput(
             loss=result.loss,
@@ -128,12 +136,12 @@ class PreferenceStep:
             nll_loss=-tokens.mean(stats.policy_logps)[: tokens.num_pairs].mean(),
             aux_loss=output["aux_loss"],
             metrics=metrics,
-            masks=MaskPair(pair.reward.detach(), pair.kl.detach()),
+            masks=None if pair is None else MaskPair(pair.reward.detach(), pair.kl.detach()),
         )
 
     def _warn_of_dead_masks(self, metrics: dict[str, float], step: int) -> None:
         """Say so when a mask that learns turns zero on a whole batch; it may never come back."""
-        heads = {"reward": self.masks.reward, "kl": self.masks.kl}
+        heads = {"reward": self.masks.reward, "kl": self.masks.kl} if self.masks else {}
         for name, head in heads.items():
             alive = min(metrics[f"sparsity_{name}_chosen"], metrics[f"sparsity_{name}_rejected"]) < 100.0
             if alive or head is None or not any(True for _ in head.parameters()):

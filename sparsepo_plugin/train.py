@@ -1,5 +1,6 @@
 """`deepspeed --module sparsepo_plugin.train --config FILE.yaml`: OpenRLHF's trainer, patched, on one process."""
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -10,27 +11,26 @@ from .errors import SparsePOError
 from .hosts.openrlhf.overlay import activate
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train with OpenRLHF's DPO trainer.
+def main(argv: list[str] | None = None, program: str = "train_dpo") -> None:
+    """Train with OpenRLHF.
 
     Args:
         argv: OpenRLHF's command line, `--config` included; the process's own by default.
+        program: `train_dpo` or `train_sft`.
     """
     with one_line_errors():
-        host = load_host()
+        host = load_host(program)
         host.train(host.parse_args(argv))
 
 
-def load_host() -> Any:
-    """The patched `openrlhf.cli.train_dpo`.
+def load_host(program: str = "train_dpo") -> Any:
+    """A program of the patched `openrlhf.cli`.
 
     Raises:
         SparsePOError: OpenRLHF is missing, has another version, or the patches do not apply.
     """
     activate()
-    from openrlhf.cli import train_dpo
-
-    return train_dpo
+    return importlib.import_module(f"openrlhf.cli.{program}")
 
 
 @contextmanager

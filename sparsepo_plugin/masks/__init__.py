@@ -2,8 +2,20 @@
 
 from .activation import ActivationMask
 from .base import MaskHead, TokenMask, build_masks
+from .decay import DecayMask
 from .learned import LearnedMask
 from .random import RandomMask
+from .selected import SelectedMask
 from .uniform import UniformMask
 
-__all__ = ["ActivationMask", "LearnedMask", "MaskHead", "RandomMask", "TokenMask", "UniformMask", "build_masks"]
+__all__ = [
+    "ActivationMask",
+    "DecayMask",
+    "LearnedMask",
+    "MaskHead",
+    "RandomMask",
+    "SelectedMask",
+    "TokenMask",
+    "UniformMask",
+    "build_masks",
+]

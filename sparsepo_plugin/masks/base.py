@@ -57,8 +57,8 @@ class MaskHead(nn.Module):
         return MaskPair(reward, self.kl(features, tokens) if self.kl else reward)
 
 
-def build_masks(config: SparsePOConfig, hidden_size: int, num_layers: int, seed: int) -> MaskHead:
-    """The masks that a `sparsepo:` section describes.
+def build_masks(config: SparsePOConfig, hidden_size: int, num_layers: int, seed: int) -> MaskHead | None:
+    """The masks that a section describes; None for a loss without any.
 
     Args:
         config: The section.
@@ -69,6 +69,8 @@ def build_masks(config: SparsePOConfig, hidden_size: int, num_layers: int, seed:
     Raises:
         SparsePOError: a key would have no effect with these masks.
     """
+    if config.mask is None:
+        return None
     cls = MASKS.get(config.mask)
     given = {"hidden_size": hidden_size, "num_layers": num_layers, "seed": seed}
     asked = {name: given[name] for name in inspect.signature(cls).parameters if name in given}

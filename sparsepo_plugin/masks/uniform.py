@@ -24,4 +24,4 @@ class UniformMask(TokenMask):
 
     def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> Tensor:
         """`value` for each response token. float32 [N]."""
-        return features.last_hidden.new_full((len(tokens),), self.value, dtype=torch.float32)
+        return torch.full((len(tokens),), self.value, device=tokens.labels.device)

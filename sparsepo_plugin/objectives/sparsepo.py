@@ -2,16 +2,16 @@
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..divergence import TokenStatistics
+from ..divergence import Expectation, TokenStatistics
 from ..registry import OBJECTIVES
 from ..tokens import MaskPair, ResponseTokens
-from .base import ObjectiveOutput, preference_loss
+from .base import Objective, ObjectiveOutput
 
 
 @OBJECTIVES.register("sparsepo")
-class SparsePO(nn.Module):
+class SparsePO(Objective):
     """Every token has a weight on its reward and on its KL (paper Eq. 6–8).
 
     R = β·Σ_t (m_u(t)·r_t − m_d(t)·e_t), r_t = log π(y_t) − log π_ref(y_t), and
@@ -23,7 +23,10 @@ class SparsePO(nn.Module):
         l1_kl: λ_d.
         label_smoothing: Probability that a preference label is flipped.
         l1_reduction: Norm over a response's tokens: `sum` as in the paper, or `mean`. A pair's two responses add up.
+        expectation: Distribution X of e_t.
     """
+
+    mask = Objective.ANY_MASK
 
     def __init__(
         self,
@@ -32,30 +35,22 @@ class SparsePO(nn.Module):
         l1_kl: float = 0.0,
         label_smoothing: float = 0.0,
         l1_reduction: Literal["sum", "mean"] = "sum",
+        expectation: Expectation = "reference",
     ) -> None:
-        super().__init__()
-        self.beta, self.label_smoothing = beta, label_smoothing
+        super().__init__(label_smoothing)
+        self.beta, self.expectation = beta, expectation
         self.l1_reward, self.l1_kl, self.l1_reduction = l1_reward, l1_kl, l1_reduction
 
     def forward(self, stats: TokenStatistics, masks: MaskPair, tokens: ResponseTokens) -> ObjectiveOutput:
-        """Loss of a batch.
-
-        Args:
-            stats: Statistics of the N response tokens, [N] each.
-            masks: Their two weights, [N] each.
-            tokens: Their index.
-        """
+        """Loss of a batch; see `Objective`."""
         log_ratio = stats.policy_logps - stats.reference_logps
         rewards = self.beta * tokens.sum(masks.reward * log_ratio - masks.kl * stats.expected_log_ratio)
         l1_reward = self.l1_reward * self._l1(masks.reward, tokens)
         l1_kl = self.l1_kl * self._l1(masks.kl, tokens)
-        chosen_rewards, rejected_rewards = rewards.detach().chunk(2)
-        return ObjectiveOutput(
-            loss=preference_loss(rewards, self.label_smoothing).mean() + l1_reward + l1_kl,
-            chosen_rewards=chosen_rewards,
-            rejected_rewards=rejected_rewards,
-            metrics={"l1_reward": l1_reward.detach(), "l1_kl": l1_kl.detach()},
-        )
+        output = self.output(rewards)
+        output.loss = output.loss + l1_reward + l1_kl
+        output.metrics = {"l1_reward": l1_reward.detach(), "l1_kl": l1_kl.detach()}
+        return output
 
     def _l1(self, mask: Tensor, tokens: ResponseTokens) -> Tensor:
         norms = (tokens.sum if self.l1_reduction == "sum" else tokens.mean)(mask.abs())

@@ -73,7 +73,10 @@ def test_round_trip(text):
         ("hidden_size: 8", "sparsepo.hidden_size is not a key"),
         ("seed: 8\nmask: random", "sparsepo.seed is not a key"),
         ("mask: uniform\nlayers: all", "sparsepo.layers is not a key of this section: allowed are .*value"),
-        ("mask: nope", "sparsepo.mask: unknown mask 'nope': registered are activation, learned, random, uniform"),
+        (
+            "mask: nope",
+            "sparsepo.mask: unknown mask 'nope': registered are activation, decay, learned, random, selected, uniform",
+        ),
         ("mask: no_such:Mask", "sparsepo.mask: mask 'no_such:Mask' cannot be imported: No module named 'no_such'"),
         ("mask: 3", "sparsepo.mask: .*string, not 3"),
         ("shared: 1", "sparsepo.shared: .*boolean, not 1"),

@@ -194,7 +194,7 @@ def test_mask_sees_only_the_tokens_before(section, name, layout):
         tokens, inputs = (
             (pairs.tokens, pairs.inputs) if layout == "padded" else (pairs.packed_tokens, pairs.packed_inputs)
         )
-        return mask(collect_features(model, lambda: model(**inputs), tokens.rows, mask.needs), tokens).reward
+        return mask(collect_features(model, lambda: model(**inputs), tokens, mask.needs), tokens).reward
 
     pairs = Pairs(TWO_PAIRS)
     before, tokens = values(pairs), pairs.tokens

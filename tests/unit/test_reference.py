@@ -35,7 +35,7 @@ def pairs(request):
 
 
 def collect(model, pairs, needs=BOTH, sites=SITES):
-    return collect_features(model, lambda: model(**pairs.inputs), pairs.tokens.rows, needs, sites)
+    return collect_features(model, lambda: model(**pairs.inputs), pairs.tokens, needs, sites)
 
 
 def rows_of(states, tokens):
@@ -144,7 +144,7 @@ def test_no_whole_sequence_state_outlives_its_layer():
 def test_hooks_and_head_are_restored_after_an_error():
     model, pairs = decoder("llama"), Pairs(TWO_PAIRS)
     with pytest.raises(ZeroDivisionError):
-        collect_features(model, lambda: 1 / 0, pairs.tokens.rows, BOTH)
+        collect_features(model, lambda: 1 / 0, pairs.tokens, BOTH)
     assert not any(module._forward_hooks for module in model.modules())
     with torch.no_grad():
         assert model(**pairs.inputs).logits.shape[-1] == model.config.vocab_size
@@ -178,7 +178,7 @@ def test_packed_equals_padded(name, pairs):
     wrapped = masked(policy, reference)
     results = []
     for inputs, tokens in ((pairs.inputs, pairs.tokens), (pairs.packed_inputs, pairs.packed_tokens)):
-        features = collect_features(reference, lambda x=inputs: reference(**x), tokens.rows, BOTH)
+        features = collect_features(reference, lambda x=inputs: reference(**x), tokens, BOTH)
         results.append([wrapped(**inputs, tokens=tokens, features=features)["logits"], features.activations])
     for padded, packed in zip(*results, strict=True):
         torch.testing.assert_close(packed, padded, atol=3e-5, rtol=3e-5)

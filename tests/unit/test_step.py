@@ -77,7 +77,7 @@ def test_label_smoothing_reaches_the_objective():
 
 def test_unknown_objective():
     with pytest.raises(SparsePOError, match="unknown objective 'nope'"):
-        Run(objective="nope")
+        SparsePOConfig.from_section({}, loss="nope")
 
 
 def test_vocabularies_must_agree():

@@ -11,7 +11,9 @@ import torch
 from ...config import SparsePOConfig
 from ...errors import SparsePOError
 from ...masks import build_masks
+from ...step import PreferenceStep
 
+_DEFAULT_BETA = 0.1  # OpenRLHF's
 _FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".py")
 
 
@@ -22,18 +24,32 @@ def shares_reference(args: SimpleNamespace) -> bool:
     return args.ds.lora.rank > 0 and args.ref.model_name_or_path == args.model.model_name_or_path
 
 
-def refuse_flags(args: SimpleNamespace) -> None:
+def refuse_flags(args: SimpleNamespace, step: PreferenceStep) -> None:
     """Refuse flags of OpenRLHF that a token-level loss cannot honour.
+
+    Args:
+        args: OpenRLHF's arguments.
+        step: The step of the chosen loss, for what it reads.
 
     Raises:
         SparsePOError: names the flag and the reason.
     """
-    share = shares_reference(args)
+    loss, reads_reference = step.config.loss, step.reads_reference
+    share = reads_reference and shares_reference(args)
+    other_reference = args.ref.model_name_or_path != args.model.model_name_or_path
     ring = args.ds.ring_attn_size > 1
     refusals = {
         "model.model_name_or_path is missing: a folder or a hub name is needed": not args.model.model_name_or_path,
         "data.dataset is missing: a file, a folder or a hub name is needed": not args.data.dataset,
-        "model.ipo_enable: IPO squares a sequence-level log-ratio, loss: sparsepo has none": args.model.ipo_enable,
+        f"model.ipo_enable: IPO is OpenRLHF's own DPO with another loss, loss: {loss} cannot use it": (
+            args.model.ipo_enable
+        ),
+        f"model.beta has no effect with loss: {loss}, whose scale is in its own section": (
+            "beta" not in step.objective.supplied and args.model.beta != _DEFAULT_BETA
+        ),
+        f"ref.model_name_or_path, ref.share and ref.offload have no effect: loss: {loss} reads no reference": (
+            not reads_reference and (other_reference or args.ref.share is not None or args.ref.offload)
+        ),
         "ds.tensor_parallel_size: must be 1, the vocabulary head is used row by row and cannot be split": (
             args.ds.tensor_parallel_size > 1
         ),
@@ -44,9 +60,7 @@ def refuse_flags(args: SimpleNamespace) -> None:
         "ref.share: true needs LoRA (ds.lora.rank above 0), whose adapter can be switched off": (
             share and args.ds.lora.rank < 1
         ),
-        "ref.share: true and ref.model_name_or_path name two references: give one": (
-            share and args.ref.model_name_or_path != args.model.model_name_or_path
-        ),
+        "ref.share: true and ref.model_name_or_path name two references: give one": share and other_reference,
         "ref.offload has no effect: with ref.share no reference model is loaded": share and args.ref.offload,
     }
     for reason, applies in refusals.items():
@@ -54,22 +68,34 @@ def refuse_flags(args: SimpleNamespace) -> None:
             raise SparsePOError(reason)
 
 
-def check_models(args: SimpleNamespace, config: SparsePOConfig) -> None:
-    """Read the configs of policy and reference, and lay the masks over the reference without memory for them.
+def check_models(args: SimpleNamespace, config: SparsePOConfig, reads_reference: bool) -> None:
+    """Read the configs of all models, and lay the masks over the reference without memory for them.
+
+    Args:
+        args: OpenRLHF's arguments.
+        config: The loss's section.
+        reads_reference: Whether there is a reference at all.
 
     Raises:
         SparsePOError: a model is missing, is a vision model, or has no router for `model.aux_loss_coef`; or a key of
             the masks does not fit the reference or has no effect.
     """
-    for flag, section in (("model.model_name_or_path", args.model), ("ref.model_name_or_path", args.ref)):
-        model = _model_config(flag, section.model_name_or_path, args.model.trust_remote_code)
+    names = {"model.model_name_or_path": args.model.model_name_or_path}
+    if "oracle" in config.options:
+        names[f"{config.loss}.oracle"] = config.options["oracle"]
+    if reads_reference:
+        names["ref.model_name_or_path"] = args.ref.model_name_or_path
+    for flag, name in names.items():
+        model = _model_config(flag, name, args.model.trust_remote_code)
         if hasattr(model, "vision_config"):
-            raise SparsePOError(f"{flag}: {model.model_type} is a vision model; loss: sparsepo takes text decoders")
+            raise SparsePOError(
+                f"{flag}: {model.model_type} is a vision model; loss: {config.loss} takes text decoders"
+            )
         if args.model.aux_loss_coef > 1e-8 and not hasattr(model, "output_router_logits"):
             raise SparsePOError(f"model.aux_loss_coef has no effect: {model.model_type} has no expert router")
     with torch.device("meta"):
         masks = build_masks(config, model.hidden_size, model.num_hidden_layers, args.train.seed)
-    if args.optim == "muon" and any(True for _ in masks.parameters()):
+    if args.optim == "muon" and masks and any(True for _ in masks.parameters()):
         _refuse_mask_group(config)
 
 

@@ -1,4 +1,4 @@
-"""`loss: sparsepo` for OpenRLHF's DPO trainer: from its batches to the host-neutral step and back."""
+"""`loss: NAME` for OpenRLHF's DPO trainer: from its batches to the host-neutral step and back."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -14,29 +14,28 @@ from ...tokens import ResponseTokens
 from .checks import check_models, check_pairs, refuse_flags, shares_reference
 
 
-class SparsePOLoss(PreferenceLoss):
-    """Registered under `sparsepo` in the entry-point group `openrlhf.losses`.
+class TokenLoss(PreferenceLoss):
+    """One of our objectives as a loss of OpenRLHF; `section`, its registered name, is also the name of its options.
 
     Args:
-        args: OpenRLHF's arguments; `args.sparsepo` is the raw section of the YAML.
+        args: OpenRLHF's arguments; the attribute called `section` is the raw section of the YAML.
 
     Raises:
         SparsePOError: a key of the section is wrong, or a flag cannot be honoured.
     """
 
-    section = "sparsepo"
-
     def __init__(self, args: SimpleNamespace) -> None:
         super().__init__(args)
         self.args = args
-        self.config = SparsePOConfig.from_section(args.sparsepo)
-        refuse_flags(args)
+        self.config = SparsePOConfig.from_section(getattr(args, self.section), self.section)
         self.preference_step = PreferenceStep(self.config, args.model.beta, args.model.label_smoothing)
+        self.oracle: tuple[Any, Any] | None = None
+        refuse_flags(args, self.preference_step)
 
     @property
     def loads_reference(self) -> bool:
-        """False when the reference is the policy with its LoRA adapter off."""
-        return not shares_reference(self.args)
+        """False when no reference is read, or when it is the policy with its LoRA adapter off."""
+        return self.preference_step.reads_reference and not shares_reference(self.args)
 
     def check(self, strategy: Any) -> None:
         """Refuse what cannot work before any model is loaded.
@@ -44,7 +43,8 @@ class SparsePOLoss(PreferenceLoss):
         Raises:
             SparsePOError: a model, a key of the masks, or a row of the data; the line names it.
         """
-        check_models(self.args, self.config)
+        self.strategy = strategy
+        check_models(self.args, self.config, self.preference_step.reads_reference)
         check_pairs(self.args, strategy)
 
     def wrap(self, model: Any, ref_model: Any | None) -> None:
@@ -58,6 +58,8 @@ class SparsePOLoss(PreferenceLoss):
         model.model = self.preference_step.wrap(model.model, reference, self.args.train.seed)
         if self.args.ds.zero_stage == 3:
             _gather_reference_head(model.model)
+        if "token_rewards" in model.model.needs:
+            self.oracle = _load_oracle(self.config.options["oracle"], self.args, self.strategy)
 
     def step(self, trainer: Any, batch: tuple) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
         """One micro-batch of OpenRLHF's trainer.
@@ -77,6 +79,7 @@ class SparsePOLoss(PreferenceLoss):
             partial(trainer.ref_model, input_ids, **inputs) if trainer.ref_model else None,
             self._tokens(input_ids, attention_mask, prompt_lens, group),
             step=trainer.model.model.global_steps + 1,
+            oracle=self.oracle and (self.oracle[0], partial(self.oracle[1], input_ids, **inputs)),
         )
         loss, logs, flags = output.loss, output.metrics, self.args.model
         if trainer.aux_loss:
@@ -99,6 +102,24 @@ class SparsePOLoss(PreferenceLoss):
         share = -(-len(packed) // dist.get_world_size(group))
         start = dist.get_rank(group) * share
         return tokens.shard(start, start + share, group)
+
+
+def _loss(name: str) -> type[TokenLoss]:
+    return type(name, (TokenLoss,), {"section": name})
+
+
+# What the entry points name.
+sparsepo, dpo, tdpo, dpop, simpo, d2po, sepo = map(_loss, ("sparsepo", "dpo", "tdpo", "dpop", "simpo", "d2po", "sepo"))
+
+
+def _load_oracle(name: str, args: SimpleNamespace, strategy: Any) -> tuple[Any, Any]:
+    """The oracle's Hugging Face model, and its Actor with DeepSpeed's engine around it, loaded like a reference."""
+    from openrlhf.cli.train_dpo import load_reference
+
+    ref = SimpleNamespace(**{**vars(args.ref), "model_name_or_path": name})
+    actor = load_reference(SimpleNamespace(**{**vars(args), "ref": ref}), strategy)
+    model = actor.model
+    return model, strategy.prepare(actor).eval()
 
 
 def _gather_reference_head(policy: Any) -> None:
