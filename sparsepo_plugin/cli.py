@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .data.command import data
 from .registry import MASKS, OBJECTIVES, Registry
 from .train import load_host, one_line_errors
 
@@ -47,6 +48,9 @@ def check(context: typer.Context, file: ConfigFile) -> None:
         args = host.parse_args(["--config", str(file), *context.args])
         host.get_loss_class(args.loss)(args).check(host.get_strategy(args))
     typer.echo(f"{file}: ok, loss: {args.loss or 'OpenRLHF DPO'}")
+
+
+app.command()(data)
 
 
 @app.command()

@@ -83,7 +83,8 @@ class PreferenceStep:
         """
         self.reference = reference
         source = (reference or policy).config.get_text_config()
-        if reference is not None and source.vocab_size != policy.config.get_text_config().vocab_size:
+        compared = reference is not None and self.objective.reference
+        if compared and source.vocab_size != policy.config.get_text_config().vocab_size:
             raise SparsePOError(
                 f"ref.model_name_or_path: its vocabulary has {source.vocab_size} entries, "
                 f"the policy's {policy.config.get_text_config().vocab_size}; token-level losses need the same one"
@@ -141,10 +142,10 @@ class PreferenceStep:
 
     def _warn_of_dead_masks(self, metrics: dict[str, float], step: int) -> None:
         """Say so when a mask that learns turns zero on a whole batch; it may never come back."""
-        heads = {"reward": self.masks.reward, "kl": self.masks.kl} if self.masks else {}
+        heads = dict(self.masks.named_children()) if self.masks else {}
         for name, head in heads.items():
             alive = min(metrics[f"sparsity_{name}_chosen"], metrics[f"sparsity_{name}_rejected"]) < 100.0
-            if alive or head is None or not any(True for _ in head.parameters()):
+            if alive or not any(True for _ in head.parameters()):
                 self._dead.discard(name)
             elif name not in self._dead:
                 self._dead.add(name)
@@ -162,5 +163,5 @@ def _refuse_non_finite(result: ObjectiveOutput, step: int) -> None:
     pairs = (~finite).nonzero().flatten().tolist()
     raise SparsePOError(
         f"loss is {result.loss.item()} at step {step} (pairs {pairs} of the micro-batch): it must be finite; "
-        "a lower adam.lr or sparsepo.mask_lr, or max_norm, may help. Nothing was saved after the last checkpoint"
+        "a lower adam.lr (or sparsepo.mask_lr where masks learn) or max_norm may help. Nothing was saved after the last checkpoint"
     )

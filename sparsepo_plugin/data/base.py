@@ -42,7 +42,7 @@ class Row:
             kind: str, list, dict, bool, int or float; a whole number is a float too, true and false are no numbers.
 
         Raises:
-            SparsePOError: a key is missing or the value is of another kind.
+            SparsePOError: a key is missing, or the value is of another kind, NaN, or text that cannot be written.
         """
         value: Any = self.values
         for key in path.split("."):
@@ -52,6 +52,10 @@ class Row:
         allowed = (int, float) if kind is float else kind
         if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
             raise self.error(f"{path} is {value!r:.60}, {_KINDS[kind]} is needed")
+        if value != value:
+            raise self.error(f"{path} is not a number")
+        if kind is str and not _is_unicode(value):
+            raise self.error(f"{path} is not Unicode text, it has half of a surrogate pair")
         return value
 
     def has(self, path: str) -> bool:
@@ -76,6 +80,14 @@ class Row:
     def error(self, message: str) -> SparsePOError:
         """An error that begins with the row's place."""
         return SparsePOError(f"{self.place}: {message}")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def usable(pair: Pair, dropped: Counter[str]) -> bool:

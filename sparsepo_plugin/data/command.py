@@ -23,7 +23,9 @@ def data(
     name: Annotated[Name, typer.Argument(help="Whose raw form the input has.")],
     inputs: Annotated[
         list[str],
-        typer.Option("--input", help="File (.jsonl, .json, .gz, .parquet), folder, or hub NAME[@FOLDER][:SPLIT]."),
+        typer.Option(
+            "--input", help="A file (.jsonl, .json, .gz, .parquet), a folder, or a hub NAME, NAME:SPLIT, NAME@FOLDER."
+        ),
     ],
     output: Annotated[Path, typer.Option(help="JSON lines with prompt, chosen and rejected.")],
     seed: Annotated[int, typer.Option(help="Of the draws of tldr and mbpp; the others draw nothing.")] = 42,
