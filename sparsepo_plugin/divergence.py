@@ -10,8 +10,9 @@ from .errors import SparsePOError
 
 Expectation = Literal["reference", "policy"]
 
-# Logits of both models, their softmaxes and the gradient are alive at once: about 2^24 float32 values a copy.
-_LOGITS_PER_CHUNK = 1 << 24
+# Logits of both models and one temporary are alive at once, [rows, V] each; this many bytes of them together.
+_WORKSPACE = {"cpu": 48 << 20, "cuda": 1 << 30}
+_MIN_ROWS = 64  # below, the vocabulary projection is read more often than it is worth
 
 
 class TokenStatistics(NamedTuple):
@@ -77,8 +78,9 @@ def token_statistics(
             f"{len(policy_hidden)} policy rows, {reference_shape[0]} reference rows and {rows} labels must agree, "
             f"and so must the vocabularies {vocabulary} and {reference_shape[1]}"
         )
-    return TokenStatistics(
-        *_TokenStatistics.apply(
+    rows_per_chunk = chunk_size or _rows_per_chunk(vocabulary, policy_hidden.device)
+    with torch.autocast(policy_hidden.device.type, enabled=False):
+        statistics = _TokenStatistics.apply(
             policy_hidden,
             policy_weight,
             policy_bias,
@@ -87,9 +89,9 @@ def token_statistics(
             reference_bias,
             labels,
             expectation,
-            chunk_size or max(1, _LOGITS_PER_CHUNK // vocabulary),
-        ).unbind(0)
-    )
+            min(rows_per_chunk, max(rows, 1)),
+        )
+    return TokenStatistics(*statistics.unbind(0))
 
 
 class _TokenStatistics(torch.autograd.Function):
@@ -97,41 +99,53 @@ class _TokenStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels, expectation, chunk_size):
-        ctx.save_for_backward(hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels)
-        ctx.expectation, ctx.chunk_size = expectation, chunk_size
-        ctx.dtype = dtype = _accurate(hidden, weight, ref_hidden, ref_weight)
-        policy = _Projection(weight, bias, dtype)
-        reference = None if ref_hidden is None else _Projection(ref_weight, ref_bias, dtype)
+        dtype = _accurate(hidden, weight, ref_hidden, ref_weight)
+        policy = _Projection(weight, bias, dtype, chunk_size)
+        reference = None if ref_hidden is None else _Projection(ref_weight, ref_bias, dtype, chunk_size)
+        log_ratio = torch.empty_like(policy.buffer) if expectation else None
         kinds = 1 + (reference is not None) + (expectation is not None)
         statistics = torch.empty(kinds, len(labels), dtype=dtype, device=hidden.device)
+        log_sums = torch.zeros(2, len(labels), dtype=dtype, device=hidden.device)
         for chunk in _chunks(len(labels), chunk_size):
             index = labels[chunk, None]
-            logps = policy.logps(hidden[chunk])
-            statistics[0, chunk] = logps.gather(1, index).squeeze(1)
-            if reference is None:
-                continue
-            ref_logps = reference.logps(ref_hidden[chunk])
-            statistics[1, chunk] = ref_logps.gather(1, index).squeeze(1)
+            logits = policy.logits(hidden[chunk])
+            label_logits = logits.gather(1, index).squeeze(1)
+            if reference is not None:
+                ref_logits = reference.logits(ref_hidden[chunk])
+                ref_label_logits = ref_logits.gather(1, index).squeeze(1)
+                ratio = torch.sub(logits, ref_logits, out=log_ratio[: len(logits)]) if expectation else None
+                ref_sums, log_sums[1, chunk] = _exponentiate(ref_logits)
+                statistics[1, chunk] = ref_label_logits - log_sums[1, chunk]
+            sums, log_sums[0, chunk] = _exponentiate(logits)
+            statistics[0, chunk] = label_logits - log_sums[0, chunk]
             if expectation:
-                over = ref_logps if expectation == "reference" else logps
-                statistics[2, chunk] = (over.exp() * logps.sub(ref_logps)).sum(1)
+                weights, total = (ref_logits, ref_sums) if expectation == "reference" else (logits, sums)
+                mean_ratio = torch.linalg.vecdot(weights, ratio) / total
+                statistics[2, chunk] = mean_ratio - log_sums[0, chunk] + log_sums[1, chunk]
+        ctx.save_for_backward(
+            hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels, log_sums, statistics[-1].clone()
+        )
+        ctx.expectation, ctx.chunk_size = expectation, chunk_size
         return statistics
 
     @staticmethod
     def backward(ctx, grad):
-        hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels = ctx.saved_tensors
-        policy = _Projection(weight, bias, ctx.dtype)
-        reference = _Projection(ref_weight, ref_bias, ctx.dtype) if ctx.expectation else None
+        hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels, log_sums, expected = ctx.saved_tensors
+        policy = _Projection(weight, bias, grad.dtype, ctx.chunk_size)
+        reference = _Projection(ref_weight, ref_bias, grad.dtype, ctx.chunk_size) if ctx.expectation else None
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(policy.weight) if wants_weight else None
         grad_bias = torch.zeros(len(weight), dtype=grad.dtype, device=grad.device) if wants_bias else None
         for chunk in _chunks(len(labels), ctx.chunk_size):
-            ref_logps = reference.logps(ref_hidden[chunk]) if reference else None
-            upstream = grad[0, chunk], grad[2, chunk] if reference else None
             grad_logits = _grad_logits(
-                policy.logps(hidden[chunk]), ref_logps, labels[chunk], *upstream, ctx.expectation
-            )
+                policy.logits(hidden[chunk]),
+                reference.logits(ref_hidden[chunk]) if reference else None,
+                log_sums[:, chunk, None],
+                expected[chunk, None],
+                grad[:, chunk, None],
+                ctx.expectation,
+            ).scatter_add_(1, labels[chunk, None], grad[0, chunk, None])
             if wants_hidden:
                 grad_hidden[chunk] = (grad_logits @ policy.weight).to(hidden.dtype)
             if wants_weight:
@@ -147,44 +161,54 @@ class _TokenStatistics(torch.autograd.Function):
 
 
 class _Projection:
-    """A vocabulary projection in `dtype`, its weight converted once and not per chunk."""
+    """A vocabulary projection in `dtype`: its weight converted once and not per chunk, its output written in place."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.weight = weight.detach().to(self.dtype)
-        self.bias = None if bias is None else bias.detach().to(self.dtype)
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int) -> None:
+        self.weight = weight.detach().to(dtype)
+        self.bias = None if bias is None else bias.detach().to(dtype)
+        self.buffer = self.weight.new_empty(rows, len(weight))
 
-    def logps(self, hidden: Tensor) -> Tensor:
-        """Log-softmax over the vocabulary. [n, d] -> [n, V]."""
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of a chunk, [n, d] -> [n, V], valid until the next call."""
         # Not F.linear: under ZeRO-3 DeepSpeed replaces it by a function that expects to own the weight.
-        with torch.autocast(hidden.device.type, enabled=False):
-            logits = hidden.to(self.dtype) @ self.weight.T
-            return (logits if self.bias is None else logits.add_(self.bias)).log_softmax(-1)
+        logits = torch.mm(hidden.to(self.weight.dtype), self.weight.T, out=self.buffer[: len(hidden)])
+        return logits if self.bias is None else logits.add_(self.bias)
+
+
+def _exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn logits [n, V] into exp(logits − max) in place; their sums and the log-sum-exp, [n] each."""
+    top = logits.amax(1)
+    sums = logits.sub_(top[:, None]).exp_().sum(1)
+    return sums, sums.log().add_(top)
 
 
 def _grad_logits(
-    logps: Tensor,
-    ref_logps: Tensor | None,
-    labels: Tensor,
-    grad_logp: Tensor,
-    grad_expected: Tensor | None,
+    logits: Tensor,
+    ref_logits: Tensor | None,
+    log_sums: Tensor,
+    expected: Tensor,
+    grad: Tensor,
     expectation: Expectation | None,
 ) -> Tensor:
-    """Gradient with respect to the policy's logits z of one chunk, [n, V].
+    """Gradient with respect to the policy's logits z of one chunk, [n, V], but for the label's own; in place.
 
     ∂ log π(y)/∂z = δ_y − π; ∂e/∂z = π_ref − π for X = reference, π·(log π − log π_ref − e) for X = policy.
     """
-    probs = logps.exp()
+    if expectation == "policy":
+        log_ratio = torch.sub(logits, ref_logits, out=ref_logits).sub_(log_sums[0] - log_sums[1] + expected)
+        return log_ratio.mul_(grad[2]).sub_(grad[0]).mul_(logits.sub_(log_sums[0]).exp_())
+    probs = logits.sub_(log_sums[0]).exp_()
     if expectation is None:
-        grad_logits = probs.mul_(-grad_logp[:, None])
-    else:
-        if expectation == "reference":
-            grad_logits = ref_logps.exp().sub_(probs)
-        else:
-            log_ratio = logps.sub(ref_logps)
-            grad_logits = log_ratio.sub_((probs * log_ratio).sum(1, keepdim=True)).mul_(probs)
-        grad_logits.mul_(grad_expected[:, None]).sub_(probs.mul_(grad_logp[:, None]))
-    return grad_logits.scatter_add_(1, labels[:, None], grad_logp[:, None])
+        return probs.mul_(-grad[0])
+    ref_probs = ref_logits.sub_(log_sums[1]).exp_()
+    return ref_probs.mul_(grad[2]).addcmul_(probs, grad[0] + grad[2], value=-1)
+
+
+def _rows_per_chunk(vocabulary: int, device: torch.device) -> int:
+    budget = _WORKSPACE.get(device.type, _WORKSPACE["cpu"])
+    if device.type == "cuda":
+        budget = min(budget, torch.cuda.mem_get_info(device)[0] // 8)
+    return max(_MIN_ROWS, budget // (3 * 4 * vocabulary))
 
 
 def _accurate(*tensors: Tensor | None) -> torch.dtype:
