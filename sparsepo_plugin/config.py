@@ -16,6 +16,9 @@ SUPPLIED = ("hidden_size", "num_layers", "seed")
 # Fields that no key of the YAML sets under this name.
 _INTERNAL = {"loss", "objective", "options"}
 
+# Keys that a loss with a mask of its own, or none, has too.
+_ANY_LOSS = ("chunk_size", "plugins")
+
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 # YAML 1.1 reads 2e-4, which has no point, as text.
@@ -47,6 +50,10 @@ class SparsePOConfig(BaseModel):
     )
     mask_weight_decay: float = Field(0.01, ge=0, description="weight decay of the masks")
     chunk_size: PositiveInt | None = Field(None, description="rows per vocabulary projection; by default from V")
+    metrics_every: PositiveInt | None = Field(
+        None, description="steps between metrics that need every token; by default the host's logging interval"
+    )
+    offload_features: bool = Field(False, description="keep the reference's hidden rows in host memory")
     plugins: list[str] = Field([], description="modules to import first, which may register masks")
 
     @classmethod
@@ -86,13 +93,13 @@ class SparsePOConfig(BaseModel):
 
     @classmethod
     def _of_fixed_mask(cls, section: dict[str, Any], loss: str, objective: type) -> "SparsePOConfig":
-        own = {key: section.pop(key) for key in ("chunk_size", "plugins") if key in section}
+        own = {key: section.pop(key) for key in _ANY_LOSS if key in section}
         _import_plugins(own.get("plugins") or [])
         of_objective = constructor_options(objective, objective.supplied)
         of_mask = (
             constructor_options(MASKS.get(objective.mask), SUPPLIED) if objective.mask else create_model("NoMask")
         )
-        allowed = ["chunk_size", "plugins", *of_objective.model_fields, *of_mask.model_fields]
+        allowed = [*_ANY_LOSS, *of_objective.model_fields, *of_mask.model_fields]
         for key in section.keys() - set(allowed):
             raise SparsePOError(f"{loss}.{key} is not a key of this section: allowed are {', '.join(allowed)}")
         parts = [

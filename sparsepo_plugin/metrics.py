@@ -13,6 +13,7 @@ def token_metrics(
     masks: MaskPair | None,
     tokens: ResponseTokens,
     expectation: Expectation | None = "reference",
+    every_row: bool = True,
 ) -> dict[str, Tensor]:
     """Sparsity of the masks and token KL, for chosen and rejected responses, as far as the loss has them.
 
@@ -21,6 +22,7 @@ def token_metrics(
         masks: Their two weights, or None.
         tokens: Their index.
         expectation: What `stats.expected_log_ratio` was averaged under; decides the sign that makes it a KL.
+        every_row: Whether `stats` covers every token; if not, the token KL before masking is unknown and left out.
 
     Returns:
         Scalars. `sparsity_*`: share of exact zeros, percent. `mask_*_mean`: mean weight. `token_kl_*`: nats a token
@@ -32,9 +34,11 @@ def token_metrics(
     if masks is not None and stats.expected_log_ratio is not None:
         columns["sparsity_kl"], columns["mask_kl_mean"] = 100.0 * (masks.kl == 0), masks.kl
     if stats.expected_log_ratio is not None:
-        columns["token_kl"] = -stats.expected_log_ratio if expectation == "reference" else stats.expected_log_ratio
+        kl = -stats.expected_log_ratio if expectation == "reference" else stats.expected_log_ratio
+        if every_row:
+            columns["token_kl"] = kl
         if masks is not None:
-            columns["masked_kl"] = masks.kl * columns["token_kl"]
+            columns["masked_kl"] = masks.kl * kl
     if not columns:
         return {}
     # One reduction for all columns: under ring attention each one is a round of communication.

@@ -68,6 +68,7 @@ class MaskedPolicy(nn.Module):
         tokens: ResponseTokens,
         features: ReferenceFeatures | None = None,
         oracle_logps: Tensor | None = None,
+        every_row: bool = True,
         **inputs: Any,
     ) -> dict[str, Tensor | None]:
         """One forward of masks and policy, and of the reference too when the policy's own weights serve as one.
@@ -77,6 +78,8 @@ class MaskedPolicy(nn.Module):
             tokens: Index of the batch's response tokens.
             features: Reference rows; None when the reference is the policy without its adapter, or is not read.
             oracle_logps: log π_oracle(y_t), for masks that need `token_rewards`. [N].
+            every_row: False leaves tokens whose masks are both exactly zero, and get no gradient there, out of the
+                vocabulary projections; their statistics are 0.
             **inputs: Further inputs of the policy.
 
         Returns:
@@ -89,9 +92,16 @@ class MaskedPolicy(nn.Module):
             features.token_rewards = oracle_logps - features.logps
         masks = torch.stack(self.mask_head(features, tokens)) if self.mask_head else None
 
+        skips = not every_row and self.mask_head and not self.mask_head.zeros_have_gradient
+        kept = masks.any(0).nonzero().squeeze(-1) if skips else slice(None)
+
         def serve(head: ResponseHead, hidden: Tensor) -> Tensor:
-            rows = hidden.reshape(-1, hidden.shape[-1])[tokens.rows]
-            return self._statistics(head, rows, features.last_hidden, tokens.labels)
+            rows = hidden.reshape(-1, hidden.shape[-1])[tokens.rows[kept]]
+            reference_rows = features.last_hidden[kept] if self.reads_reference else None
+            statistics = self._statistics(head, rows, reference_rows, tokens.labels[kept])
+            if not skips:
+                return statistics
+            return statistics.new_zeros(len(statistics), len(tokens)).index_copy(1, kept, statistics)
 
         with ResponseHead.of(self.policy).serving(serve):
             output = self.policy(*args, **inputs)
@@ -105,9 +115,10 @@ class MaskedPolicy(nn.Module):
                 tokens,
                 self.needs,
                 self.mask_head.sites if self.mask_head else (),
+                self.section.offload_features,
             )
 
-    def _statistics(self, head: ResponseHead, rows: Tensor, reference_rows: Tensor, labels: Tensor) -> Tensor:
+    def _statistics(self, head: ResponseHead, rows: Tensor, reference_rows: Tensor | None, labels: Tensor) -> Tensor:
         weight, bias = None, None
         if self.reads_reference:
             reference = raw_parameters(self._reference_head[0] if self._reference_head else head)
@@ -115,7 +126,7 @@ class MaskedPolicy(nn.Module):
         statistics = token_statistics(
             rows,
             head.weight,
-            reference_rows if self.reads_reference else None,
+            reference_rows,
             weight,
             labels,
             policy_bias=head.bias,

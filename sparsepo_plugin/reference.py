@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ def collect_features(
     tokens: ResponseTokens,
     needs: frozenset[str] = frozenset(),
     sites: tuple[str, ...] = SITES,
+    offload: bool = False,
 ) -> ReferenceFeatures:
     """Run the reference once and keep the rows of response tokens; its vocabulary head never runs.
 
@@ -55,18 +57,28 @@ def collect_features(
         needs: What masks ask for; `last_hidden` always comes. `token_rewards` brings `logps` alone, the oracle's
             share is another model's.
         sites: Kinds of site that `activations` covers, one row per kind and layer.
+        offload: Keep `hidden_states` in host memory.
 
     Raises:
         SparsePOError: the decoder's layers or sites cannot be found.
     """
     layers = decoder_layers(model) if needs & {"hidden_states", "activations"} else []
-    hidden_states: list[Tensor] = []
     activations: list[Tensor] = []
     features = ReferenceFeatures()
-    rows = tokens.rows
+    rows, layer = tokens.rows, count()
+
+    def keep(hidden: Tensor) -> None:
+        """Copy one layer's rows to their place; in one allocation, because two of this size might not fit."""
+        picked = _pick(hidden, rows)
+        if features.hidden_states is None:
+            shape, device = (len(layers), *picked.shape), "cpu" if offload else picked.device
+            features.hidden_states = torch.empty(shape, dtype=picked.dtype, device=device)
+        features.hidden_states[next(layer)] = picked
 
     def capture(head: ResponseHead, hidden: Tensor) -> Tensor:
         features.last_hidden = last = _pick(hidden, rows)
+        if "hidden_states" in needs:
+            keep(hidden)
         if "token_rewards" in needs:
             own = token_statistics(
                 last, head.weight, None, None, tokens.labels, policy_bias=head.bias, expectation=None
@@ -77,15 +89,13 @@ def collect_features(
     with ExitStack() as hooks:
         hooks.enter_context(ResponseHead.of(model).serving(capture))
         if "hidden_states" in needs:
-            # The last layer's output is replaced by what the head sees, after the final norm.
-            hooks.enter_context(_on_output(layers[:-1], lambda out: hidden_states.append(_pick(out, rows))))
+            # In place of the last layer's output stands what the head sees, after the final norm.
+            hooks.enter_context(_on_output(layers[:-1], keep))
         if "activations" in needs:
             modules = activation_sites(layers, sites)
-            keep = activations.append
-            hooks.enter_context(_on_output(modules, lambda out: keep(_pick(out, rows).float().mean(-1))))
+            average = lambda out: activations.append(_pick(out, rows).float().mean(-1))  # noqa: E731
+            hooks.enter_context(_on_output(modules, average))
         forward()
-    if "hidden_states" in needs:
-        features.hidden_states = torch.stack([*hidden_states, features.last_hidden])
     if "activations" in needs:
         features.activations = torch.stack(activations)
     return features

@@ -99,6 +99,7 @@ class PreferenceStep:
         tokens: ResponseTokens,
         step: int = 0,
         oracle: tuple[nn.Module, Callable[[], Any]] | None = None,
+        every_row: bool = True,
     ) -> StepOutput:
         """Loss and metrics of one batch.
 
@@ -109,6 +110,8 @@ class PreferenceStep:
             tokens: Index of the batch's response tokens.
             step: The host's optimizer step, for messages.
             oracle: The oracle's model and what runs it on the batch, for masks that need `token_rewards`.
+            every_row: False spares tokens whose masks are both exactly zero the vocabulary projections. Loss, rewards
+                and gradients are the same; `nll_loss` and the token KL before masking need every row.
 
         Raises:
             SparsePOError: the loss is not finite.
@@ -116,8 +119,8 @@ class PreferenceStep:
         features = None
         if self.reference is not None:
             needs, sites = (self.masks.needs, self.masks.sites) if self.masks else (frozenset(), ())
-            features = collect_features(self.reference, reference, tokens, needs, sites)
-        inputs = {"tokens": tokens, "features": features}
+            features = collect_features(self.reference, reference, tokens, needs, sites, self.config.offload_features)
+        inputs = {"tokens": tokens, "features": features, "every_row": every_row}
         if oracle is not None:
             inputs["oracle_logps"] = collect_features(*oracle, tokens, frozenset({"token_rewards"})).logps
         output = policy(**inputs)
@@ -125,7 +128,7 @@ class PreferenceStep:
         pair = None if output["masks"] is None else MaskPair(*output["masks"])
         result = self.objective(stats, pair, tokens)
         _refuse_non_finite(result, step)
-        metrics = {**token_metrics(stats, pair, tokens, self.objective.expectation), **result.metrics}
+        metrics = {**token_metrics(stats, pair, tokens, self.objective.expectation, every_row), **result.metrics}
         if metrics:
             # One copy from the device for all numbers.
             metrics = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))

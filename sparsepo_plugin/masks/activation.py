@@ -26,6 +26,7 @@ class ActivationMask(TokenMask):
         min: ε, where minmax starts.
     """
 
+    zeros_have_gradient = False
     needs = frozenset({"activations"})
 
     def __init__(

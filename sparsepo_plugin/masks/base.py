@@ -21,10 +21,13 @@ class TokenMask(nn.Module):
     Attributes:
         needs: What of `ReferenceFeatures` the mask reads: any of hidden_states, activations, last_hidden.
         sites: Kinds of site that `activations` should cover.
+        zeros_have_gradient: Whether the mask may get a gradient where it is exactly zero, as with a straight-through
+            estimator; where it cannot, such tokens may be left out of the vocabulary projections.
     """
 
     needs: frozenset[str] = frozenset()
     sites: tuple[str, ...] = SITES
+    zeros_have_gradient: bool = True
 
     def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> Tensor:
         """Weights of the batch's response tokens. float [N], not negative."""
@@ -50,6 +53,11 @@ class MaskHead(nn.Module):
     def sites(self) -> tuple[str, ...]:
         """Kinds of activation site, the same for both masks."""
         return self.reward.sites
+
+    @property
+    def zeros_have_gradient(self) -> bool:
+        """Whether either mask may."""
+        return self.reward.zeros_have_gradient or (self.kl is not None and self.kl.zeros_have_gradient)
 
     def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> MaskPair:
         """Both masks, float [N] each."""

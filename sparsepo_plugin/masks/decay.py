@@ -19,6 +19,8 @@ class DecayMask(TokenMask):
         gamma: γ.
     """
 
+    zeros_have_gradient = False
+
     def __init__(self, *, gamma: Annotated[float, Field(gt=0, le=1)] = 0.98) -> None:
         super().__init__()
         self.gamma = gamma

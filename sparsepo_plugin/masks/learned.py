@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import SparsePOError
 from ..reference import ReferenceFeatures
@@ -55,6 +56,7 @@ class LearnedMask(TokenMask):
         self.layers = _layer_indices(layers, num_layers)
         self.needs = frozenset({"last_hidden" if self.layers == [num_layers - 1] else "hidden_states"})
         self.layer_norm, self.binary, self.min, self.max = layer_norm, activation == "binary", min, max
+        self.zeros_have_gradient = self.binary
         self.dropout = nn.Dropout(dropout)
         count = len(self.layers)
         self.inner = nn.Parameter(torch.empty(count, hidden_size, hidden_size)) if depth == 2 else None
@@ -83,18 +85,27 @@ class LearnedMask(TokenMask):
 
     def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> Tensor:
         """Mask of each response token. float32 [N] (float64 for float64 features)."""
-        hidden = features.last_hidden[None] if "last_hidden" in self.needs else features.hidden_states[self.layers]
-        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        if self.merge is None:
+            hidden = features.last_hidden if "last_hidden" in self.needs else features.hidden_states[self.layers[0]]
+            return self._bound(self._activate(self._layer_mask(hidden, 0)))
+        total = 0
+        for index, layer in enumerate(self.layers):
+            # Checkpointed: else every layer's normalised float32 rows would wait for the backward.
+            mask = checkpoint(self._layer_mask, features.hidden_states[layer], index, use_reentrant=False)
+            total = total + self.merge[index].to(mask.dtype) * mask.relu()
+        return self._bound(self._activate(total))
+
+    def _layer_mask(self, hidden: Tensor, index: int) -> Tensor:
+        """H·w + b of one layer, before the ReLU. [N, d] -> [N]."""
+        hidden = hidden.to(self.weight.device, torch.promote_types(hidden.dtype, torch.float32))
         if self.layer_norm:
             hidden = nn.functional.layer_norm(hidden, hidden.shape[-1:])
         hidden = self.dropout(hidden)
         if self.inner is not None:
-            hidden = torch.einsum("lnd,lde->lne", hidden, self.inner.to(hidden.dtype)).relu()
-        mask = torch.einsum("lnd,ld->ln", hidden, self.weight.to(hidden.dtype)) + self.bias.to(hidden.dtype)[:, None]
-        if self.merge is None:
-            mask = self._activate(mask[0])
-        else:
-            mask = self._activate((self.merge.to(hidden.dtype)[:, None] * mask.relu()).sum(0))
+            hidden = (hidden @ self.inner[index].to(hidden.dtype)).relu()
+        return hidden @ self.weight[index].to(hidden.dtype) + self.bias[index].to(hidden.dtype)
+
+    def _bound(self, mask: Tensor) -> Tensor:
         return mask.clamp(min=self.min, max=self.max) if self.min or self.max else mask
 
     def _activate(self, mask: Tensor) -> Tensor:

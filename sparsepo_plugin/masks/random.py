@@ -18,6 +18,8 @@ class RandomMask(TokenMask):
         seed: Start of the sequence of draws; processes draw differently.
     """
 
+    zeros_have_gradient = False
+
     def __init__(self, seed: int = 42) -> None:
         super().__init__()
         self.seed = seed

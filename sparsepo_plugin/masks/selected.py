@@ -24,6 +24,7 @@ class SelectedMask(TokenMask):
         k: Share of each response's tokens, rounded up.
     """
 
+    zeros_have_gradient = False
     needs = frozenset({"token_rewards"})
 
     def __init__(self, *, oracle: str, k: Annotated[float, Field(gt=0, le=1)] = 0.3) -> None:

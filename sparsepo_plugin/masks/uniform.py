@@ -18,6 +18,8 @@ class UniformMask(TokenMask):
         value: The weight.
     """
 
+    zeros_have_gradient = False
+
     def __init__(self, *, value: NonNegativeFloat = 1.0) -> None:
         super().__init__()
         self.value = value

@@ -4,6 +4,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from openrlhf.models.loss_registry import PreferenceLoss
 from torch import Tensor
@@ -74,12 +75,14 @@ class TokenLoss(PreferenceLoss):
         input_ids, attention_mask, prompt_lens = trainer.concatenated_inputs(*batch)
         group = trainer.strategy.ring_attn_group
         inputs = {"attention_mask": attention_mask, "return_output": True, "ring_attn_group": group}
+        step = trainer.model.model.global_steps + 1
         output = self.preference_step(
             partial(trainer.model, input_ids, **inputs),
             partial(trainer.ref_model, input_ids, **inputs) if trainer.ref_model else None,
             self._tokens(input_ids, attention_mask, prompt_lens, group),
-            step=trainer.model.model.global_steps + 1,
+            step=step,
             oracle=self.oracle and (self.oracle[0], partial(self.oracle[1], input_ids, **inputs)),
+            every_row=self._wants_every_row(trainer, step),
         )
         loss, logs, flags = output.loss, output.metrics, self.args.model
         if trainer.aux_loss:
@@ -88,6 +91,11 @@ class TokenLoss(PreferenceLoss):
             loss = loss + output.nll_loss * flags.nll_loss_coef
             logs["nll_loss"] = output.nll_loss.item()
         return loss, output.loss, output.chosen_rewards, output.rejected_rewards, logs
+
+    def _wants_every_row(self, trainer: Any, step: int) -> bool:
+        """Whether this step's numbers need tokens that the loss could do without."""
+        every = self.config.metrics_every or self.args.logger.logging_steps
+        return trainer.nll_loss or not torch.is_grad_enabled() or step % every == 0
 
     def _tokens(
         self, input_ids: Tensor, attention_mask: Tensor, prompt_lens: list[int], group: dist.ProcessGroup | None
