@@ -29,11 +29,10 @@ def token_metrics(
     columns = {}
     if masks is not None:
         columns["sparsity_reward"], columns["mask_reward_mean"] = 100.0 * (masks.reward == 0), masks.reward
-    if masks is not None and stats.expected_log_ratio is not None:
-        columns["sparsity_kl"], columns["mask_kl_mean"] = 100.0 * (masks.kl == 0), masks.kl
     if stats.expected_log_ratio is not None:
         columns["token_kl"] = -stats.expected_log_ratio if expectation == "reference" else stats.expected_log_ratio
         if masks is not None:
+            columns["sparsity_kl"], columns["mask_kl_mean"] = 100.0 * (masks.kl == 0), masks.kl
             columns["masked_kl"] = masks.kl * columns["token_kl"]
     if not columns:
         return {}

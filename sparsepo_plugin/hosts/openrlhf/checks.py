@@ -83,6 +83,8 @@ def check_models(args: SimpleNamespace, config: SparsePOConfig, reads_reference:
     names = {"model.model_name_or_path": args.model.model_name_or_path}
     if "oracle" in config.options:
         names[f"{config.loss}.oracle"] = config.options["oracle"]
+    if "oracle" in {*config.reward, *config.kl}:
+        raise SparsePOError(f"{config.loss}.oracle: one oracle serves both masks, name it outside reward and kl")
     if reads_reference:
         names["ref.model_name_or_path"] = args.ref.model_name_or_path
     for flag, name in names.items():
