@@ -216,6 +216,10 @@ def _model_config(flag: str, name: str, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise SparsePOError(
+                f"{flag}: {name} brings code of its own; model.trust_remote_code: true runs it"
+            ) from error
         raise SparsePOError(f"{flag}: {name} cannot be loaded: {_first_line(error)}") from error
 
 
