@@ -576,3 +576,13 @@ def test_the_table_of_methods_names_every_option_with_its_default():
             expected = "needed" if field.is_required() else f"{default:g}"
             assert written.pop(name) == expected, name
         assert not written
+
+
+@pytest.mark.parametrize(
+    ("loss", "section"),
+    [("d2po", {"gamma": 0.9}), ("sepo", {"oracle": "folder", "k": 0.5, "gamma": 3.0}), ("dpop", {"lambda": 2.0})],
+)
+def test_sections_round_trip(loss, section):
+    config = SparsePOConfig.from_section(section, loss)
+    assert config.section() == section
+    assert SparsePOConfig.from_section(config.section(), loss) == config

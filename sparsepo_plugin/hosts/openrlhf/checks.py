@@ -88,6 +88,10 @@ def check_models(args: SimpleNamespace, config: SparsePOConfig, reads_reference:
     if reads_reference:
         names["ref.model_name_or_path"] = args.ref.model_name_or_path
     for flag, name in names.items():
+        if (Path(name) / "adapter_config.json").is_file():
+            raise SparsePOError(
+                f"{flag}: {name} is a LoRA adapter; merge it into its model (openrlhf.cli.lora_combiner)"
+            )
         model = _model_config(flag, name, args.model.trust_remote_code)
         if hasattr(model, "vision_config"):
             raise SparsePOError(
