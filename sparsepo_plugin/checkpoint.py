@@ -28,7 +28,8 @@ def save_mask(folder: str | Path, config: SparsePOConfig, state: dict[str, Tenso
     folder.mkdir(parents=True, exist_ok=True)
     text = model_config.get_text_config()
     described = {
-        "sparsepo": config.section(),
+        "loss": config.loss,
+        config.loss: config.section(),
         "hidden_size": text.hidden_size,
         "num_layers": text.num_hidden_layers,
     }
@@ -50,7 +51,7 @@ def load_mask(folder: str | Path) -> tuple[MaskHead, SparsePOConfig]:
         if not (folder / name).is_file():
             raise SparsePOError(f"{folder / name} is missing: a run with loss: sparsepo leaves it beside the model")
     described = json.loads((folder / SECTION).read_text())
-    config = SparsePOConfig.from_section(described["sparsepo"])
+    config = SparsePOConfig.from_section(described[described["loss"]], described["loss"])
     head = build_masks(config, described["hidden_size"], described["num_layers"], seed=0)
     head.load_state_dict(load_file(folder / WEIGHTS))
     return head, config

@@ -1,6 +1,8 @@
 """`sparsepo …`: train, check, and what is registered."""
 
 import inspect
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +30,7 @@ def train(context: typer.Context, file: ConfigFile, num_processes: NumProcesses 
         host = load_host()
         args = host.parse_args(arguments)
         host.get_loss_class(args.loss)(args)  # the section's mistakes, before any process is started
-    raise typer.Exit(subprocess.run([*launcher("sparsepo_plugin.train", num_processes), *arguments]).returncode)
+    raise typer.Exit(_start("sparsepo_plugin.train", num_processes, arguments))
 
 
 @app.command(context_settings=HOST_FLAGS)
@@ -37,7 +39,7 @@ def sft(context: typer.Context, file: ConfigFile, num_processes: NumProcesses = 
     arguments = ["--config", str(file), *context.args]
     with one_line_errors():
         load_host("train_sft").parse_args(arguments)
-    raise typer.Exit(subprocess.run([*launcher("sparsepo_plugin.sft", num_processes), *arguments]).returncode)
+    raise typer.Exit(_start("sparsepo_plugin.sft", num_processes, arguments))
 
 
 @app.command(context_settings=HOST_FLAGS)
@@ -65,16 +67,29 @@ def objectives() -> None:
     _list(OBJECTIVES)
 
 
-def launcher(module: str, num_processes: int) -> list[str]:
-    """The command that starts `module`: DeepSpeed's launcher on GPUs, torchrun without."""
+def _start(module: str, num_processes: int, arguments: list[str]) -> int:
+    """Run `module`: under DeepSpeed's launcher on GPUs, under torchrun on several CPU processes.
+
+    One CPU process needs no launcher, whose traceback would follow a one-line error.
+    """
     import torch
 
-    gpus = torch.cuda.device_count()
-    if gpus:
-        runner = "deepspeed.launcher.runner"
-        return [sys.executable, "-m", runner, "--num_gpus", str(num_processes or gpus), "--module", module]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*torchrun, "--nproc_per_node", str(num_processes or 1), "-m", module]
+    environment = dict(os.environ)
+    if gpus := torch.cuda.device_count():
+        starter = ["deepspeed.launcher.runner", "--num_gpus", str(num_processes or gpus), "--module", module]
+    elif num_processes > 1:
+        starter = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes), "-m", module]
+    else:
+        starter = [module]
+        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+        environment |= {name: str(value) for name, value in alone.items()}
+    return subprocess.run([sys.executable, "-m", *starter, *arguments], env=environment).returncode
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _list(registry: Registry) -> None:

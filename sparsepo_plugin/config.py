@@ -129,7 +129,9 @@ class SparsePOConfig(BaseModel):
 
     def section(self) -> dict[str, Any]:
         """The mapping that gives this config again, defaults left out."""
-        return {**self.model_dump(exclude_unset=True, exclude=_INTERNAL), **self.options}
+        chosen = OBJECTIVES.get(self.loss).mask == OBJECTIVES.get(self.loss).ANY_MASK
+        exclude = _INTERNAL if chosen else _INTERNAL | {"mask"}
+        return {**self.model_dump(exclude_unset=True, exclude=exclude), **self.objective, **self.options}
 
 
 def constructor_options(cls: type, supplied: tuple[str, ...]) -> type[BaseModel]:

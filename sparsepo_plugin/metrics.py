@@ -31,13 +31,12 @@ def token_metrics(
     columns = {}
     if masks is not None:
         columns["sparsity_reward"], columns["mask_reward_mean"] = 100.0 * (masks.reward == 0), masks.reward
-    if masks is not None and stats.expected_log_ratio is not None:
-        columns["sparsity_kl"], columns["mask_kl_mean"] = 100.0 * (masks.kl == 0), masks.kl
     if stats.expected_log_ratio is not None:
         kl = -stats.expected_log_ratio if expectation == "reference" else stats.expected_log_ratio
         if every_row:
             columns["token_kl"] = kl
         if masks is not None:
+            columns["sparsity_kl"], columns["mask_kl_mean"] = 100.0 * (masks.kl == 0), masks.kl
             columns["masked_kl"] = masks.kl * kl
     if not columns:
         return {}
@@ -49,5 +48,5 @@ def token_metrics(
         means = sums[:, part].sum(1) / counts[part].sum().clamp(min=1)
         metrics.update({f"{name}_{half}": mean for name, mean in zip(columns, means, strict=True)})
     margins = (sums[:, : tokens.num_pairs] - sums[:, tokens.num_pairs :]).abs().mean(1)
-    of_kl = {f"{name}_margin": margin for name, margin in zip(columns, margins, strict=True) if name.endswith("_kl")}
-    return metrics | {name: margin for name, margin in of_kl.items() if not name.startswith("sparsity")}
+    named = zip(columns, margins, strict=True)
+    return metrics | {f"{name}_margin": margin for name, margin in named if name in ("token_kl", "masked_kl")}

@@ -166,5 +166,6 @@ def _refuse_non_finite(result: ObjectiveOutput, step: int) -> None:
     pairs = (~finite).nonzero().flatten().tolist()
     raise SparsePOError(
         f"loss is {result.loss.item()} at step {step} (pairs {pairs} of the micro-batch): it must be finite; "
-        "a lower adam.lr (or sparsepo.mask_lr where masks learn) or max_norm may help. Nothing was saved after the last checkpoint"
+        "a lower adam.lr (or sparsepo.mask_lr where masks learn) or max_norm may help. "
+        "Nothing was saved after the last checkpoint"
     )

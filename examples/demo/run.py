@@ -5,6 +5,7 @@ VADER's sentiment score, and OpenRLHF trains it on the pairs with `loss: sparsep
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -133,7 +134,11 @@ def train_policy(output: Path, seed: int) -> None:
     }
     sparsepo = Path(sys.executable).with_name("sparsepo")
     arguments = [str(part) for flag, value in flags.items() for part in (f"--{flag}", value)]
-    if code := subprocess.run([sparsepo, "train", CONFIG, *arguments]).returncode:
+    # One process is plenty for this model, however many GPUs there are.
+    command = [sparsepo, "train", CONFIG, "--num-processes", "1", *arguments]
+    # OpenRLHF appends every metric to its progress bar: cut it to a line.
+    environment = {**os.environ, "TQDM_NCOLS": "100"}
+    if code := subprocess.run(command, env=environment).returncode:
         raise typer.Exit(code)
 
 

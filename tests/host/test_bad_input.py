@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 from host_runs import merge
+from transformers import LlavaConfig
 from typer.testing import CliRunner
 
 from sparsepo_plugin.cli import app
@@ -36,7 +37,10 @@ def check(config, tmp_path):
     [
         ({"sparsepo": {"l1": 1}}, ("sparsepo.l1 ", "l1_reward, l1_kl")),
         ({"sparsepo": {"l1_kl": "much"}}, ("sparsepo.l1_kl", "number", "'much'")),
-        ({"sparsepo": {"mask": "dense"}}, ("sparsepo.mask", "'dense'", "activation, learned, random, uniform")),
+        (
+            {"sparsepo": {"mask": "dense"}},
+            ("sparsepo.mask", "'dense'", "activation, decay, learned, random, selected, uniform"),
+        ),
         ({"sparsepo": {"mask": "uniform"}}, ("sparsepo.l1_reward", "no effect")),
         ({"loss": "sparsedpo"}, ("sparsedpo", "sparsepo")),
         ({"loss": None}, ("sparsepo",)),
@@ -88,6 +92,27 @@ def test_rows_that_are_not_text(check):
 def test_missing_column(check):
     line = check(pairs=[{"prompt": "w1", "chosen": "w2"}] * 10)
     assert "data.rejected_key" in line and "'rejected'" in line
+
+
+def test_vision_models(check, tmp_path):
+    LlavaConfig().save_pretrained(tmp_path / "vision")
+    line = check(model={"model_name_or_path": str(tmp_path / "vision")})
+    assert "model.model_name_or_path: llava is a vision model" in line
+
+
+def test_code_of_the_model_runs_only_if_the_yaml_says_so(check, config, tmp_path):
+    """A model type that exists only in the folder's own Python file."""
+    folder = tmp_path / "custom"
+    folder.mkdir()
+    automap = {"AutoConfig": "own.OwnConfig"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": automap}))
+    (folder / "own.py").write_text("raise RuntimeError('the code of the model ran')")
+    model = {"model_name_or_path": str(folder)}
+    assert "trust_remote_code" in check(model=model)
+    file = tmp_path / "trusting.yaml"
+    file.write_text(yaml.safe_dump(config(model={**model, "trust_remote_code": True})))
+    result = CliRunner().invoke(app, ["check", str(file)])
+    assert "the code of the model ran" in str(result.exception)
 
 
 def test_command_line_is_checked_like_the_file(check):

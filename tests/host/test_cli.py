@@ -35,6 +35,18 @@ def test_train_refuses_before_it_starts_anything(config, tmp_path):
 
 def test_lists(config):
     masks = sparsepo("masks").stdout.splitlines()
-    assert [line.split()[0] for line in masks] == ["activation", "learned", "random", "uniform"]
+    assert [line.split()[0] for line in masks] == ["activation", "decay", "learned", "random", "selected", "uniform"]
     assert all(len(line.split()) > 4 for line in masks)
     assert "sparsepo" in [line.split()[0] for line in sparsepo("objectives").stdout.splitlines()]
+
+
+def test_a_mistake_met_in_training_is_one_line(config, tmp_path):
+    """Without torchrun's traceback after it: one CPU process is started without a launcher."""
+    pairs = tmp_path / "rows.jsonl"
+    pairs.write_text('{"prompt": "w1 ", "chosen": "w2", "rejected": ""}\n' * 8)
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(merge(places(tmp_path), config(data={"dataset": str(pairs)}))))
+    done = sparsepo("train", str(file))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert line == f"sparsepo: error: {pairs}, row 1: rejected is empty; a response needs at least one word"

@@ -11,10 +11,13 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.yaml"))
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path):
-    host = load_host()
+    stage = "train_sft" if path.stem.endswith("_sft") else "train_dpo"
+    host = load_host(stage)
     args = host.parse_args(["--config", str(path)])
-    loss = host.get_loss_class(args.loss)(args)
-    assert loss.loads_reference == (args.ds.lora.rank == 0)
+    if stage == "train_dpo":
+        loss = host.get_loss_class(args.loss)(args)
+        assert loss.section == args.loss
+        assert loss.loads_reference == (args.ds.lora.rank == 0 and args.loss != "simpo")
 
 
 def test_there_is_one_for_each_road():

@@ -48,7 +48,12 @@ def test_files_are_plain(tmp_path):
     save_mask(tmp_path, config, head.state_dict(), decoder("llama").config)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mask_head.safetensors", "sparsepo.json"]
     described = json.loads((tmp_path / "sparsepo.json").read_text())
-    assert described == {"sparsepo": {"l1_reward": 0.1}, "hidden_size": WIDTH, "num_layers": LAYERS}
+    assert described == {
+        "loss": "sparsepo",
+        "sparsepo": {"l1_reward": 0.1},
+        "hidden_size": WIDTH,
+        "num_layers": LAYERS,
+    }
 
 
 def test_overwrites_an_older_one(tmp_path):

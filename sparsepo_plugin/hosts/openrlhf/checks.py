@@ -83,9 +83,15 @@ def check_models(args: SimpleNamespace, config: SparsePOConfig, reads_reference:
     names = {"model.model_name_or_path": args.model.model_name_or_path}
     if "oracle" in config.options:
         names[f"{config.loss}.oracle"] = config.options["oracle"]
+    if "oracle" in {*config.reward, *config.kl}:
+        raise SparsePOError(f"{config.loss}.oracle: one oracle serves both masks, name it outside reward and kl")
     if reads_reference:
         names["ref.model_name_or_path"] = args.ref.model_name_or_path
     for flag, name in names.items():
+        if (Path(name) / "adapter_config.json").is_file():
+            raise SparsePOError(
+                f"{flag}: {name} is a LoRA adapter; merge it into its model (openrlhf.cli.lora_combiner)"
+            )
         model = _model_config(flag, name, args.model.trust_remote_code)
         if hasattr(model, "vision_config"):
             raise SparsePOError(
@@ -214,6 +220,10 @@ def _model_config(flag: str, name: str, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise SparsePOError(
+                f"{flag}: {name} brings code of its own; model.trust_remote_code: true runs it"
+            ) from error
         raise SparsePOError(f"{flag}: {name} cannot be loaded: {_first_line(error)}") from error
 
 

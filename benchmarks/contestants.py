@@ -1,0 +1,235 @@
+"""The steps that `step_cost.py` compares: three hosts' DPO, the authors' arithmetic, and ours, on one batch."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sparsepo_plugin import MASKS, PreferenceStep, ReferenceFeatures, ResponseTokens, SparsePOConfig, TokenMask
+from sparsepo_plugin.masks import LearnedMask
+from sparsepo_plugin.train import load_host
+
+load_host()
+
+from openrlhf.models import Actor, DPOLoss  # noqa: E402 (from the patched copy, once it is on the path)
+from openrlhf.trainer.dpo_trainer import DPOTrainer  # noqa: E402
+
+BETA = 0.1
+
+
+@dataclass(frozen=True)
+class Size:
+    """A Llama-style decoder with tied embeddings."""
+
+    name: str
+    width: int
+    inner: int
+    layers: int
+    heads: int
+
+
+SMALL = Size("small", 256, 688, 6, 4)
+PYTHIA = Size("Pythia-1.4B class", 2048, 5504, 24, 16)
+SEVEN_B = Size("7B class", 4096, 11008, 32, 32)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One batch: pairs of a prompt with two responses, all of the same length, and the model that reads it."""
+
+    pairs: int
+    prompt: int
+    response: int
+    vocab: int
+    packed: bool = False
+    lora: bool = False
+    size: Size = SMALL
+
+    def __str__(self) -> str:
+        extras = (", packed" if self.packed else "") + (", LoRA" if self.lora else "")
+        return f"{self.pairs} × {self.prompt} × {self.response}, V {self.vocab:,}{extras}"
+
+
+@dataclass(frozen=True)
+class Ours:
+    """One of our losses; `sparsity` is the share of tokens whose masks are forced to be exactly zero."""
+
+    objective: str = "sparsepo"
+    mask: str = "learned"
+    shared: bool = True
+    sparsity: float = 0.0
+
+    @property
+    def section(self) -> dict:
+        """Its section of the YAML."""
+        if self.objective != "sparsepo":
+            return {}
+        if self.sparsity:
+            return {"mask": "pattern", "sparsity": self.sparsity}
+        return {"mask": self.mask} if self.shared else {"mask": self.mask, "shared": False}
+
+
+@MASKS.register("pattern")
+class PatternMask(TokenMask):
+    """The learned mask, exactly zero on a fixed random share of the tokens.
+
+    Args:
+        hidden_size: d.
+        num_layers: L.
+        sparsity: The share.
+    """
+
+    zeros_have_gradient = False
+    needs = frozenset({"hidden_states"})
+
+    def __init__(self, hidden_size: int, num_layers: int, *, sparsity: float) -> None:
+        super().__init__()
+        self.learned = LearnedMask(hidden_size, num_layers)
+        self.sparsity = sparsity
+
+    def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> Tensor:
+        """Weights of the batch's response tokens. float32 [N]."""
+        mask = self.learned(features, tokens)
+        order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0)).to(mask.device)
+        return mask.index_fill(0, order[: round(self.sparsity * len(tokens))], 0.0)
+
+
+class Arena:
+    """Two models and one batch; every method returns a function that computes a loss with gradient.
+
+    Args:
+        shape: The batch.
+        device: `cpu` (float32) or `cuda` (bf16).
+    """
+
+    def __init__(self, shape: Shape, device: str) -> None:
+        self.shape = shape
+        self.policy, self.reference = (_model(shape, device, seed) for seed in (0, 1))
+        self.reference.requires_grad_(False)
+        if shape.lora:
+            from peft import LoraConfig, get_peft_model
+
+            self.policy = get_peft_model(self.policy, LoraConfig(r=16, target_modules="all-linear"))
+        generator = torch.Generator().manual_seed(0)
+        sequences = (2 * shape.pairs, shape.prompt + shape.response)
+        self.ids = torch.randint(3, shape.vocab, sequences, generator=generator).to(device)
+        self.attention = torch.ones_like(self.ids)
+
+    def openrlhf_dpo(self) -> Callable[[], Tensor]:
+        """OpenRLHF's `DPOTrainer.dpo_step`; its constructor is left out because it wants DeepSpeed engines."""
+        trainer = object.__new__(DPOTrainer)
+        trainer.model, trainer.ref_model = self._actor(self.policy), self._actor(self.reference)
+        trainer.strategy = SimpleNamespace(ring_attn_group=None)
+        trainer.tokenizer = SimpleNamespace(pad_token_id=0)
+        trainer.args = SimpleNamespace(model=SimpleNamespace(aux_loss_coef=0, nll_loss_coef=0))
+        trainer.aux_loss = trainer.nll_loss = False
+        trainer.loss_fn = DPOLoss(BETA)
+        pairs, prompts = self.shape.pairs, [self.shape.prompt] * self.shape.pairs
+        batch = (self.ids[:pairs], self.attention[:pairs], self.ids[pairs:], self.attention[pairs:], prompts)
+        return lambda: trainer.dpo_step(batch)[0]
+
+    def trl_dpo(self) -> Callable[[], Tensor]:
+        """TRL's `DPOTrainer._compute_loss`, metrics included."""
+        trainer, inputs = self._trl()
+        return lambda: trainer._compute_loss(trainer.model, inputs, return_outputs=False)
+
+    def trl_dpo_chunked(self) -> Callable[[], Tensor]:
+        """The same with `use_liger_kernel`, TRL's only loss in chunks."""
+        from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss
+
+        trainer, inputs = self._trl()
+        trainer.liger_loss = LigerFusedLinearDPOLoss(beta=BETA, loss_type="sigmoid")
+        return lambda: trainer._compute_loss_liger(trainer.model, inputs, return_outputs=False)
+
+    def plain(self) -> Callable[[], Tensor]:
+        """The authors' arithmetic with masks of 1: softmax and log-softmax of both models over all positions."""
+        return partial(_plain_loss, self._logits(self.policy), self._logits(self.reference), self.ids, self.shape)
+
+    def ours(self, ours: Ours) -> Callable[[], Tensor]:
+        """One of our losses through `PreferenceStep` and OpenRLHF's Actor."""
+        step = PreferenceStep(SparsePOConfig.from_section(ours.section, ours.objective), BETA)
+        # With LoRA the reference is the policy with its adapter off, as in a run.
+        reference = self.reference if step.reads_reference and not self.shape.lora else None
+        policy = step.wrap(self.policy, reference)
+        inputs = {"attention_mask": self.attention, "return_output": True}
+        return lambda: (
+            step(
+                partial(self._actor(policy), self.ids, **inputs),
+                partial(self._actor(reference), self.ids, **inputs) if reference else None,
+                self._tokens(),
+                every_row=not ours.sparsity,
+            ).loss
+        )
+
+    def _actor(self, model: nn.Module) -> Actor:
+        actor = Actor(model)
+        actor.packing_samples = self.shape.packed
+        return actor
+
+    def _logits(self, model: nn.Module) -> Callable[[], Tensor]:
+        actor = self._actor(model)
+        return lambda: actor(self.ids, attention_mask=self.attention, return_output=True)["logits"]
+
+    def _tokens(self) -> ResponseTokens:
+        prompts = [self.shape.prompt] * len(self.ids)
+        if not self.shape.packed:
+            return ResponseTokens.from_padded(self.ids, self.attention, prompts)
+        return ResponseTokens.from_packed(self.ids.flatten(), self.attention.sum(-1), prompts)
+
+    def _trl(self) -> tuple:
+        """TRL's trainer, its constructor left out too, and its batch."""
+        if self.shape.packed:
+            raise NotImplementedError("TRL's DPO has no packing")
+        from accelerate import Accelerator
+        from trl import DPOTrainer as TRLTrainer
+
+        trainer = object.__new__(TRLTrainer)
+        trainer.model, trainer.ref_model = self.policy, None if self.shape.lora else self.reference
+        trainer.accelerator = Accelerator(cpu=self.ids.device.type == "cpu")
+        trainer.args = SimpleNamespace(gradient_checkpointing_kwargs=None)
+        trainer.beta, trainer.label_smoothing, trainer.loss_types, trainer.loss_weights = BETA, 0.0, ["sigmoid"], [1.0]
+        trainer.f_divergence_type, trainer.ld_alpha = "reverse_kl", None
+        trainer.aux_loss_enabled = trainer.precompute_ref_logps = trainer.use_weighting = trainer._is_vlm = False
+        trainer._metrics, trainer._total_train_tokens = {"train": defaultdict(list)}, 0
+        completion = torch.zeros_like(self.ids)
+        completion[:, self.shape.prompt :] = 1
+        return trainer, {
+            "input_ids": self.ids,
+            "attention_mask": self.attention,
+            "completion_mask": completion,
+        }
+
+
+def _model(shape: Shape, device: str, seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.size.width,
+        intermediate_size=shape.size.inner,
+        num_hidden_layers=shape.size.layers,
+        num_attention_heads=shape.size.heads,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+        use_cache=False,
+    )
+    with torch.device(device):
+        return LlamaForCausalLM(config).to(torch.bfloat16 if device == "cuda" else torch.float32).train()
+
+
+def _plain_loss(policy: Callable[[], Tensor], reference: Callable[[], Tensor], ids: Tensor, shape: Shape) -> Tensor:
+    """−log σ(β·Σ_t (r_t − KL_t) of chosen − of rejected), as the released code computes it: no token left out."""
+    labels = ids[:, 1:]
+    with torch.no_grad():
+        ref_logits = reference().view(*ids.shape, -1)[:, :-1].float()
+        ref_logps, ref_probs = ref_logits.log_softmax(-1), ref_logits.softmax(-1)
+    logps = policy().view(*ids.shape, -1)[:, :-1].float().log_softmax(-1)
+    kl = (ref_probs * (ref_logps - logps)).sum(-1)
+    log_ratio = (logps - ref_logps).gather(2, labels[..., None]).squeeze(2)
+    response = torch.arange(labels.shape[1], device=ids.device) >= shape.prompt - 1
+    rewards = BETA * ((log_ratio + kl.neg()) * response).sum(1)
+    return -nn.functional.logsigmoid(rewards[: shape.pairs] - rewards[shape.pairs :]).mean()

@@ -1,0 +1,150 @@
+"""Each baseline objective through the real command line; tolerances as in test_equivalence.py."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from host_runs import difference, merge, places
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from sparsepo_plugin.cli import app
+
+LOSS, WEIGHTS = 1e-5, 1e-5
+OWN_SCALE = {"beta": None}  # of the base configuration, for losses whose scale is in their own section
+SELECTED = {"mask": "selected", "shared": False, "oracle": "a"}
+LORA = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
+
+
+@pytest.fixture(scope="session")
+def method(tiny):
+    """What the base configuration needs for a loss, as arguments of `train` and `config`."""
+    sections = {
+        "sparsepo": None,
+        "dpo": {},
+        "tdpo": {"version": 2, "alpha": 0.7},
+        "dpop": {"lambda": 5},
+        "simpo": {"beta": 2.5, "gamma": 0.3},
+        "d2po": {"gamma": 0.9},
+        "sepo": {"oracle": str(tiny / "other"), "k": 0.4},
+    }
+
+    def method(loss: str, **over) -> dict:
+        scale = {"model": OWN_SCALE} if loss in ("simpo", "sepo") else {}
+        return merge({"loss": loss, "sparsepo": None, loss: sections[loss], **scale}, over)
+
+    return method
+
+
+def test_dpo_is_the_hosts_own(train, method):
+    ours, host = train(**method("dpo")), train(loss=None, sparsepo=None)
+    loss, weights = difference(ours, host)
+    assert len(host.losses) == 10 and host.losses[0] != host.losses[-1]
+    assert loss < LOSS and weights < WEIGHTS
+
+
+@pytest.mark.parametrize("loss", ["tdpo", "dpop", "simpo", "d2po", "sepo"])
+def test_two_packed_processes_under_zero_3_equal_one_padded(loss, train, method):
+    one = train(**method(loss))
+    zero_3 = {"zero_stage": 3, "packing_samples": True}
+    two = train(processes=2, **method(loss, ds=zero_3, train={"micro_batch_size": 4}))
+    difference_of_losses, difference_of_weights = difference(two, one)
+    assert len(one.losses) == 10 and one.losses[0] != one.losses[-1]
+    assert difference_of_losses < LOSS and difference_of_weights < WEIGHTS
+
+
+def test_every_method_takes_steps_of_its_own(train, method):
+    """The equalities above would hold too if all names led to one loss."""
+    last = {loss: train(**method(loss)).losses[-1].item() for loss in ("dpo", "tdpo", "dpop", "simpo", "d2po", "sepo")}
+    assert len({round(value, 4) for value in last.values()}) == len(last), last
+
+
+def test_models_that_are_loaded(train, method):
+    """Each load of a checkpoint shows one progress bar: the policy's, the reference's, the oracle's."""
+    loads = {loss: train(**method(loss)).output.count("Loading weights: 100%") for loss in ("simpo", "dpo", "sepo")}
+    assert loads == {"simpo": 1, "dpo": 2, "sepo": 3}
+
+
+def test_what_is_logged(train, method):
+    first, *_, last = train(**method("tdpo")).scalars("train/token_kl_chosen")
+    assert first == 0 < last
+    selected = [100 - share for share in train(**method("sepo")).scalars("train/sparsity_reward_rejected")]
+    assert all(40 <= share < 70 for share in selected)  # 0.4 of each response, rounded up
+    with pytest.raises(KeyError):
+        train(**method("simpo")).scalars("train/token_kl_chosen")
+
+
+def test_lora_shared_reference_of_sepo(train, method):
+    """The selection reads the policy without its adapter: two models are loaded, and the run is that of three."""
+    shared, separate = train(**method("sepo", ds=LORA)), train(**method("sepo", ds=LORA, ref={"share": False}))
+    assert shared.output.count("Loading weights: 100%") == 2
+    loss, weights = difference(shared, separate)
+    assert loss < LOSS and weights < WEIGHTS
+
+
+def check(config: dict, folder) -> str:
+    """The one line that `sparsepo check` refuses a configuration with."""
+    file = folder / "bad.yaml"
+    file.write_text(yaml.safe_dump(config))
+    result = CliRunner().invoke(app, ["check", str(file)])
+    assert result.exit_code == 2, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("sparsepo: error:")]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("loss", "over", "says"),
+    [
+        ("simpo", {"model": {"beta": 0.5}}, "model.beta has no effect with loss: simpo"),
+        ("sepo", {"model": {"beta": 0.5}}, "model.beta has no effect with loss: sepo"),
+        ("simpo", {"ref": {"model_name_or_path": "other"}}, "loss: simpo reads no reference"),
+        ("simpo", {"ref": {"share": True}, "ds": LORA}, "loss: simpo reads no reference"),
+        ("simpo", {"ref": {"offload": True}}, "loss: simpo reads no reference"),
+        ("sepo", {"ref": {"share": True}}, "ref.share: true needs LoRA"),
+        ("sepo", {"sepo": {"oracle": "/nowhere/oracle"}}, "sepo.oracle: /nowhere/oracle cannot be loaded"),
+        ("sepo", {"sepo": {"oracle": None}}, "sepo.oracle: field required"),
+        ("sparsepo", {"sparsepo": {**SELECTED, "kl": {"oracle": "b"}}}, "sparsepo.oracle: one oracle serves both"),
+        ("tdpo", {"tdpo": {"version": 1}}, "tdpo.alpha has no effect with tdpo.version: 1"),
+        ("dpo", {"dpo": {"mask": "learned"}}, "dpo.mask is not a key"),
+        ("dpo", {"model": {"ipo_enable": True}}, "model.ipo_enable"),
+    ],
+)
+def test_refused(loss, over, says, config, method, tmp_path):
+    assert says in check(config(**method(loss, **over)), tmp_path)
+
+
+def test_sft(tiny, tmp_path):
+    """`sparsepo sft` is OpenRLHF's own train_sft: it learns, and leaves a model that preferences can start from."""
+    settings = {
+        "model": {"model_name_or_path": str(tiny / "model")},
+        "data": {
+            "dataset": str(tiny / "pairs.jsonl"),
+            "input_key": "prompt",
+            "output_key": "chosen",
+            "input_template": "{}",
+            "max_len": 32,
+        },
+        "train": {"batch_size": 8, "micro_batch_size": 8, "max_epochs": 1},
+        "ds": {"zero_stage": 2, "param_dtype": "fp32", "attn_implementation": "sdpa"},
+        "adam": {"lr": 1e-3},
+    }
+    file = tmp_path / "sft.yaml"
+    file.write_text(yaml.safe_dump(merge(places(tmp_path), settings)))
+    assert CliRunner().invoke(app, ["sft", str(file), "--adam.lr", "2e-3"]).exit_code == 0
+    texts = [row["prompt"] + row["chosen"] + " </s>" for row in map(json.loads, (tiny / "pairs.jsonl").open())]
+    assert loss_of(tmp_path / "out", texts) < loss_of(tiny / "model", texts) - 0.1
+
+
+def loss_of(folder, texts) -> float:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    rows = [torch.tensor([tokenizer(text)["input_ids"]]) for text in texts]
+    with torch.no_grad():
+        return sum(model(row, labels=row).loss.item() for row in rows) / len(rows)
+
+
+def test_sft_refuses_what_train_sft_does_not_know(tmp_path):
+    file = tmp_path / "sft.yaml"
+    file.write_text(yaml.safe_dump({"loss": "sparsepo"}))
+    result = CliRunner().invoke(app, ["sft", str(file)])
+    assert result.exit_code == 2 and "loss" in result.stderr

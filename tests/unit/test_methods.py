@@ -1,0 +1,588 @@
+"""Each baseline objective and its mask, by the equations of the cited papers written out from whole logits.
+
+Tolerances: plain formulas run in float64, where only the order of sums differs, 1e-10; the `decay` mask is float32,
+1e-6. Whole models run in float32: 1e-5, and 2e-5 between layouts, relative to the largest gradient.
+"""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import TWO_PAIRS, VOCABULARY, WIDTH, Pairs, decoder
+
+from sparsepo_plugin import (
+    MASKS,
+    OBJECTIVES,
+    PreferenceStep,
+    ReferenceFeatures,
+    ResponseTokens,
+    SparsePOConfig,
+    SparsePOError,
+    divergence,
+    load_mask,
+    save_mask,
+    token_statistics,
+)
+from sparsepo_plugin.config import SUPPLIED, constructor_options
+from sparsepo_plugin.masks import build_masks
+from sparsepo_plugin.masks.decay import DecayMask
+from sparsepo_plugin.masks.selected import SelectedMask
+
+PAIRS, BETA = Pairs(TWO_PAIRS), 0.7
+ORACLE = {"oracle": "a-folder"}
+
+# Every objective with options that are not its defaults, and one entry more where a default takes another road.
+METHODS = {
+    "dpo": ("dpo", {}),
+    "tdpo1": ("tdpo", {"version": 1}),
+    "tdpo2": ("tdpo", {"alpha": 0.3}),
+    "dpop": ("dpop", {"lambda": 3}),
+    "simpo": ("simpo", {"beta": 2.5, "gamma": 0.3}),
+    "d2po": ("d2po", {"gamma": 0.6}),
+    "sepo": ("sepo", {**ORACLE, "k": 0.4, "gamma": 1.5}),
+}
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+# The equations. A sequence is (log π, log π_ref, log π_oracle, labels): three [n, V] and one [n].
+
+
+def sequences(policy, reference, oracle, pairs):
+    """The 2P responses of right-padded logits [S, T, V], chosen first."""
+    result = []
+    for s, (sequence, prompt) in enumerate(zip(pairs.sequences, pairs.prompt_lens, strict=True)):
+        rows = slice(prompt - 1, len(sequence) - 1)
+        logps = [model[s, rows] - model[s, rows].exp().sum(-1, keepdim=True).log() for model in (policy, reference)]
+        logps.append(oracle[s, rows].log_softmax(-1))
+        result.append((*logps, sequence[prompt:]))
+    return result
+
+
+def log_ratio(sequence):
+    logps, ref_logps, _, labels = sequence
+    return [logps[t, y] - ref_logps[t, y] for t, y in enumerate(labels)]
+
+
+def sequence_kl(sequence):
+    """D_SeqKL(x, y; π_ref‖π)."""
+    logps, ref_logps, *_ = sequence
+    return (ref_logps.exp() * (ref_logps - logps)).sum()
+
+
+def dpo(chosen, rejected):
+    """Rafailov et al. 2023, Eq. 7."""
+    return BETA * sum(log_ratio(chosen)) - BETA * sum(log_ratio(rejected))
+
+
+def tdpo1(chosen, rejected):
+    """Zeng et al. 2024, L_TDPO₁: u − δ."""
+    delta = BETA * sequence_kl(rejected) - BETA * sequence_kl(chosen)
+    return dpo(chosen, rejected) - delta
+
+
+def tdpo2(chosen, rejected):
+    """Zeng et al. 2024, L_TDPO₂: u − α·δ₂, no gradient through the chosen KL."""
+    delta = BETA * sequence_kl(rejected) - (BETA * sequence_kl(chosen)).detach()
+    return dpo(chosen, rejected) - 0.3 * delta
+
+
+def dpop(chosen, rejected):
+    """Pal et al. 2024, Eq. 3, λ inside β."""
+    penalty = torch.clamp(-sum(log_ratio(chosen)), min=0)
+    return BETA * (sum(log_ratio(chosen)) - sum(log_ratio(rejected)) - 3 * penalty)
+
+
+def simpo(chosen, rejected):
+    """Meng et al. 2024, Eq. 6."""
+    mean = [sum(logps[t, y] for t, y in enumerate(labels)) / len(labels) for logps, *_, labels in (chosen, rejected)]
+    return 2.5 * mean[0] - 2.5 * mean[1] - 0.3
+
+
+def d2po(chosen, rejected):
+    """Shao et al. 2025: DPO's sums with γ^t inside, t from 0."""
+    reward = [sum(BETA * 0.6**t * r for t, r in enumerate(log_ratio(response))) for response in (chosen, rejected)]
+    return reward[0] - reward[1]
+
+
+def sepo(chosen, rejected):
+    """Yang et al. 2024: the share k of highest oracle reward in chosen, of lowest in rejected; means of log π."""
+    means = []
+    for (logps, ref_logps, oracle, labels), best_first in ((chosen, True), (rejected, False)):
+        score = [(oracle[t, y] - ref_logps[t, y]).item() for t, y in enumerate(labels)]
+        ranked = sorted(range(len(labels)), key=score.__getitem__, reverse=best_first)
+        keep = ranked[: -(-2 * len(labels) // 5)]  # ⌈0.4·n⌉ in whole numbers
+        means.append(sum(logps[t, labels[t]] for t in keep) / len(keep))
+    return 1.5 * means[0] - 1.5 * means[1]
+
+
+def plain_loss(method, policy, reference, oracle, label_smoothing, pairs=PAIRS):
+    """−(1 − s)·log σ(d) − s·log σ(−d), mean over pairs."""
+    all_sequences = sequences(policy, reference, oracle, pairs)
+    count, loss = len(all_sequences) // 2, 0.0
+    for p in range(count):
+        d = globals()[method](all_sequences[p], all_sequences[p + count])
+        loss = loss - (1 - label_smoothing) * d.sigmoid().log() - label_smoothing * (-d).sigmoid().log()
+    return loss / count
+
+
+class Heads:
+    """Hidden states [S, T, d] and vocabulary heads of a policy, a reference and an oracle, in float64."""
+
+    def __init__(self, seed=0, width=6):
+        g = torch.Generator().manual_seed(seed)
+        shape = (*PAIRS.input_ids.shape, width)
+        self.hidden = [torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(3)]
+        self.weight = [torch.randn(VOCABULARY, width, generator=g, dtype=torch.float64) for _ in range(3)]
+        self.trained = (self.hidden[0].requires_grad_(), self.weight[0].requires_grad_())
+
+    @property
+    def logits(self):
+        return [hidden @ weight.T for hidden, weight in zip(self.hidden, self.weight, strict=True)]
+
+    def rows(self, model):
+        return self.hidden[model].flatten(0, 1)[PAIRS.tokens.rows]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@every_method
+def test_equals_the_paper(method, label_smoothing, seed):
+    """Loss, and gradients of hidden states and vocabulary head, from the statistics that the objective declares."""
+    loss, section = METHODS[method]
+    config = SparsePOConfig.from_section(section, loss)
+    objective = config.build_objective(BETA, label_smoothing)
+    heads, tokens = Heads(seed), PAIRS.tokens
+    reference = (heads.rows(1), heads.weight[1]) if objective.reference else (None, None)
+    stats = token_statistics(
+        heads.rows(0), heads.weight[0], *reference, tokens.labels, expectation=objective.expectation, chunk_size=4
+    )
+    logps = [logits.flatten(0, 1)[tokens.rows].log_softmax(-1) for logits in heads.logits]
+    _, ref_logps, oracle_logps = (row.gather(1, tokens.labels[:, None])[:, 0] for row in logps)
+    head = build_masks(config, WIDTH, 1, seed=0)
+    masks = head and head(ReferenceFeatures(token_rewards=oracle_logps - ref_logps), tokens)
+    ours = objective(stats, masks, tokens).loss
+    plain = plain_loss(method, *heads.logits, label_smoothing)
+    tolerance = 1e-6 if method == "d2po" else 1e-10
+    torch.testing.assert_close(ours, plain, atol=tolerance, rtol=tolerance)
+    got = torch.autograd.grad(ours, heads.trained)
+    for mine, expected in zip(got, torch.autograd.grad(plain, heads.trained), strict=True):
+        torch.testing.assert_close(mine, expected, atol=tolerance, rtol=tolerance)
+
+
+def test_both_sides_of_the_dpop_penalty_were_seen():
+    """What makes the seeds above a test of max(0, ·)."""
+    margins = []
+    for seed in range(3):
+        responses = sequences(*Heads(seed).logits, PAIRS)
+        margins += [sum(log_ratio(response)).item() for response in responses[:2]]
+    assert min(margins) < 0 < max(margins)
+
+
+def test_rewards_are_those_of_the_loss():
+    """The margin of SimPO belongs to the loss; the rewards that are logged leave it out, as its authors do."""
+    heads, tokens = Heads(), PAIRS.tokens
+    stats = token_statistics(heads.rows(0), heads.weight[0], None, None, tokens.labels, expectation=None)
+    out = OBJECTIVES.get("simpo")(beta=2.5, gamma=0.3)(stats, None, tokens)
+    means = [
+        2.5 * sum(logps[t, y] for t, y in enumerate(labels)) / len(labels)
+        for logps, *_, labels in sequences(*heads.logits, PAIRS)
+    ]
+    torch.testing.assert_close(torch.cat([out.chosen_rewards, out.rejected_rewards]), torch.stack(means).detach())
+    assert not out.chosen_rewards.requires_grad
+
+
+# Through the step, on tiny models.
+
+
+class Run:
+    """One step of a method on tiny Llamas; `gradients` are of the policy, by name."""
+
+    def __init__(self, method, policy=None, separate=True, layout="padded", **changes):
+        loss, section = METHODS[method]
+        config = SparsePOConfig.from_section({**section, **changes}, loss)
+        self.step = PreferenceStep(config, BETA, label_smoothing=0.1)
+        self.policy, self.calls = policy or decoder("llama").train(), []
+        self.tokens = PAIRS.tokens if layout == "padded" else PAIRS.packed_tokens
+        inputs = PAIRS.inputs if layout == "padded" else PAIRS.packed_inputs
+        reads = self.step.reads_reference
+        self.reference = decoder("llama", seed=1) if separate and reads else None
+        self.oracle = decoder("llama", seed=2) if loss == "sepo" else None
+        self.wrapped = self.step.wrap(self.policy, self.reference)
+        self.output = self.step(
+            partial(self.call, "policy", self.wrapped, inputs),
+            partial(self.call, "reference", self.reference, inputs) if self.reference else None,
+            self.tokens,
+            oracle=self.oracle and (self.oracle, partial(self.call, "oracle", self.oracle, inputs)),
+        )
+        self.output.loss.backward()
+        self.gradients = {n: p.grad for n, p in self.policy.named_parameters() if p.requires_grad}
+
+    def call(self, name, model, inputs, **extra):
+        """Run a model, noting who ran and how many hooks it ran with."""
+        self.calls.append((name, sum(len(module._forward_hooks) for module in model.modules())))
+        result = model(**inputs, **extra)
+        if name == "policy":
+            self.statistics, self.features = result["logits"], extra["features"]
+        return result
+
+
+def assert_same(one: Run, other: Run, tolerance: float):
+    torch.testing.assert_close(one.output.loss, other.output.loss, atol=tolerance, rtol=tolerance)
+    assert one.output.metrics == pytest.approx(other.output.metrics, rel=20 * tolerance, abs=20 * tolerance)
+    assert one.gradients.keys() == other.gradients.keys()
+    assert max(gradient.abs().max() for gradient in one.gradients.values()) > 1e-3
+    for name, gradient in one.gradients.items():
+        scale = max(1.0, other.gradients[name].abs().max().item())
+        torch.testing.assert_close(gradient, other.gradients[name], atol=tolerance * scale, rtol=0, msg=name)
+
+
+@every_method
+def test_whole_step_equals_the_paper(method):
+    """Loss and gradient of every parameter of the policy, against autograd through whole logits of three models."""
+    run, policy = Run(method), decoder("llama").train()
+    with torch.no_grad():
+        others = [decoder("llama", seed=seed)(**PAIRS.inputs).logits for seed in (1, 2)]
+    plain = plain_loss(method, policy(**PAIRS.inputs).logits, *others, label_smoothing=0.1)
+    plain.backward()
+    torch.testing.assert_close(run.output.loss, plain, atol=1e-5, rtol=1e-5)
+    for name, parameter in policy.named_parameters():
+        scale = max(1.0, parameter.grad.abs().max().item())
+        torch.testing.assert_close(run.gradients[name], parameter.grad, atol=1e-5 * scale, rtol=0, msg=name)
+
+
+@every_method
+def test_packed_equals_padded(method):
+    assert_same(Run(method, layout="packed"), Run(method), tolerance=2e-5)
+
+
+@every_method
+def test_any_chunk_size_equals_any_other(method):
+    assert_same(Run(method, chunk_size=3), Run(method), tolerance=1e-5)
+
+
+def lora(dropout=0.3):
+    """A LoRA policy around the weights of the separate reference, whose adapter already does something."""
+    torch.manual_seed(0)
+    options = {"r": 2, "lora_alpha": 4, "lora_dropout": dropout, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+    policy = get_peft_model(decoder("llama", seed=1), LoraConfig(**options, task_type="CAUSAL_LM")).train()
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.3 * torch.randn_like(parameter)
+    torch.manual_seed(3)  # of the policy's own dropout
+    return policy
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "simpo"])
+def test_shared_reference_equals_a_separate_one(method, layout):
+    shared = Run(method, lora(), separate=False, layout=layout)
+    assert "reference" not in dict(shared.calls)
+    assert_same(shared, Run(method, lora(), layout=layout), tolerance=1e-5)
+
+
+def test_without_a_reference_the_adapter_stays_on(monkeypatch):
+    policy = lora()
+    monkeypatch.setattr(policy, "disable_adapter", lambda: pytest.fail("simpo ran the policy without its adapter"))
+    assert torch.isfinite(Run("simpo", policy).output.loss)
+
+
+# What is not needed is not loaded, run, collected or computed.
+
+
+@pytest.mark.parametrize(
+    ("method", "ran"),
+    [("simpo", ["policy"]), ("sepo", ["reference", "oracle", "policy"])]
+    + [(method, ["reference", "policy"]) for method in ("dpo", "tdpo1", "tdpo2", "dpop", "d2po")],
+)
+def test_models_that_run(method, ran):
+    run = Run(method)
+    assert [name for name, _ in run.calls] == ran
+    assert run.step.reads_reference == ("reference" in ran)
+
+
+@every_method
+def test_no_hidden_states_are_collected(method):
+    """No hook on any model, and nothing of the reference but the rows that its head needs."""
+    run = Run(method)
+    assert all(hooks == 0 for _, hooks in run.calls)
+    if run.features is not None:
+        assert run.features.hidden_states is run.features.activations is None
+        assert (run.features.logps is not None) == (method == "sepo")
+
+
+@pytest.mark.parametrize("mask", ["uniform", "random", "decay"])
+def test_masks_of_sparsepo_without_hooks(mask, monkeypatch):
+    monkeypatch.setitem(METHODS, "sparsepo", ("sparsepo", {"mask": mask}))
+    assert all(hooks == 0 for _, hooks in Run("sparsepo").calls)
+
+
+def test_the_hook_count_counts(monkeypatch):
+    """The learned mask reads every layer but the last through a hook; the last is what the head sees."""
+    monkeypatch.setitem(METHODS, "sparsepo", ("sparsepo", {}))
+    run = Run("sparsepo")
+    assert dict(run.calls)["reference"] == len(run.reference.model.layers) - 1
+
+
+@pytest.mark.parametrize(
+    ("method", "statistics", "forward", "backward"),
+    [
+        # Who is projected onto the vocabulary, once a chunk: (policy, reference, oracle) in forward and backward.
+        ("simpo", 1, (1, 0, 0), (1, 0, 0)),
+        ("sepo", 1, (1, 1, 1), (1, 0, 0)),
+        ("dpo", 2, (1, 1, 0), (1, 0, 0)),
+        ("dpop", 2, (1, 1, 0), (1, 0, 0)),
+        ("d2po", 2, (1, 1, 0), (1, 0, 0)),
+        ("tdpo1", 3, (1, 1, 0), (1, 1, 0)),
+        ("tdpo2", 3, (1, 1, 0), (1, 1, 0)),
+    ],
+)
+def test_projections(method, statistics, forward, backward, monkeypatch):
+    seen = []
+    logps = divergence._Projection.logps
+
+    def count(self, hidden):
+        seen.append(self.weight.data_ptr())
+        return logps(self, hidden)
+
+    monkeypatch.setattr(divergence._Projection, "logps", count)
+    monkeypatch.setattr(torch.Tensor, "backward", watch(torch.Tensor.backward, lambda: seen.append("backward")))
+    run = Run(method)
+    assert run.statistics.shape == (statistics, len(run.tokens))
+    heads = [model and model.lm_head.weight.data_ptr() for model in (run.policy, run.reference, run.oracle)]
+    turn = seen.index("backward")
+    assert tuple(map(seen[:turn].count, heads)) == forward
+    assert tuple(map(seen[turn:].count, heads)) == backward
+
+
+def watch(function, before):
+    def watched(*args, **kwargs):
+        before()
+        return function(*args, **kwargs)
+
+    return watched
+
+
+@pytest.mark.parametrize(
+    ("method", "logged"),
+    [
+        *((method, set()) for method in ("dpo", "dpop", "simpo")),
+        *((method, {"token_kl"}) for method in ("tdpo1", "tdpo2")),
+        *((method, {"sparsity_reward", "mask_reward_mean"}) for method in ("d2po", "sepo")),
+    ],
+)
+def test_metrics(method, logged):
+    """Nothing of masks where there are none, nothing of a KL that is not computed."""
+    run = Run(method)
+    names = {f"{name}_{side}" for name in logged for side in ("chosen", "rejected")}
+    assert run.output.metrics.keys() == names | ({"token_kl_margin"} if "token_kl" in logged else set())
+    assert (run.output.masks is None) == (method not in ("d2po", "sepo"))
+
+
+def test_selection_models_may_have_another_vocabulary_size():
+    """SePO's reference and oracle are often smaller models of the family, padded to another size (Pythia's are)."""
+    policy = decoder("llama")
+    reference, oracle = (decoder("llama", seed, vocab_size=VOCABULARY + 1, hidden_size=2 * WIDTH) for seed in (1, 2))
+    step = PreferenceStep(SparsePOConfig.from_section(METHODS["sepo"][1], "sepo"), BETA)
+    wrapped = step.wrap(policy, reference)
+    run, run_reference, run_oracle = (partial(model, **PAIRS.inputs) for model in (wrapped, reference, oracle))
+    loss = step(run, run_reference, PAIRS.tokens, oracle=(oracle, run_oracle)).loss
+    with torch.no_grad():
+        logits = [model(**PAIRS.inputs).logits for model in (policy, reference, oracle)]
+    torch.testing.assert_close(loss.detach(), plain_loss("sepo", *logits, 0.0), atol=1e-5, rtol=1e-5)
+
+
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("loss", "section", "expected"),
+    [
+        ("dpo", {}, {"beta": BETA, "label_smoothing": 0.1}),
+        ("tdpo", {}, {"beta": BETA, "label_smoothing": 0.1, "version": 2, "alpha": 0.5}),
+        ("tdpo", {"version": 1}, {"version": 1}),
+        ("tdpo", {"version": 2, "alpha": 0.7}, {"version": 2, "alpha": 0.7}),
+        ("dpop", {}, {"beta": BETA, "lambda_": 50.0}),
+        ("dpop", {"lambda": 3}, {"lambda_": 3.0}),
+        ("dpop", {"lambda": "3e0"}, {"lambda_": 3.0}),
+        ("simpo", None, {"beta": 2.0, "gamma": 1.0, "label_smoothing": 0.1}),
+        ("simpo", {"beta": 2.5, "gamma": 0}, {"beta": 2.5, "gamma": 0.0}),
+        ("d2po", {}, {"beta": BETA}),
+        ("sepo", {**ORACLE, "gamma": 3, "k": 0.5}, {"gamma": 3.0, "label_smoothing": 0.1}),
+    ],
+)
+def test_options_reach_the_objective(loss, section, expected):
+    objective = PreferenceStep(SparsePOConfig.from_section(section, loss), BETA, 0.1).objective
+    assert type(objective) is OBJECTIVES.get(loss)
+    assert {name: getattr(objective, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("loss", "section", "expected"),
+    [
+        ("d2po", {}, {"gamma": 0.98}),
+        ("d2po", {"gamma": 0.9}, {"gamma": 0.9}),
+        ("sepo", ORACLE, {"oracle": "a-folder", "k": 0.3}),
+        ("sepo", {**ORACLE, "k": 0.8, "gamma": 3}, {"k": 0.8}),
+    ],
+)
+def test_options_reach_the_mask(loss, section, expected):
+    head = build_masks(SparsePOConfig.from_section(section, loss), WIDTH, 1, seed=0)
+    assert head.kl is None
+    assert {name: getattr(head.reward, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("loss", ["dpo", "tdpo", "dpop", "simpo"])
+def test_losses_without_a_mask_build_none(loss):
+    assert build_masks(SparsePOConfig.from_section({}, loss), WIDTH, 1, seed=0) is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "section", "message"),
+    [
+        ("dpo", {"beta": 1}, r"dpo\.beta is not a key of this section: allowed are chunk_size, plugins$"),
+        ("tdpo", {"mask": "learned"}, r"tdpo\.mask is not a key .* chunk_size, plugins, version, alpha$"),
+        ("tdpo", {"l1_reward": 0.1}, r"tdpo\.l1_reward is not a key"),
+        ("tdpo", {"version": 3}, r"tdpo\.version: input should be 1 or 2, not 3"),
+        ("tdpo", {"version": "1"}, r"tdpo\.version: input should be 1 or 2, not '1'"),
+        ("tdpo", {"alpha": "much"}, r"tdpo\.alpha: .*number, not 'much'"),
+        ("tdpo", {"alpha": -1}, r"tdpo\.alpha: .*greater than or equal to 0"),
+        ("dpop", {"lambda_": 3}, r"dpop\.lambda_ is not a key .* chunk_size, plugins, lambda$"),
+        ("dpop", {"lambda": -3}, r"dpop\.lambda: .*greater than or equal to 0"),
+        ("dpop", {"lambda": True}, r"dpop\.lambda: .*number, not True"),
+        ("simpo", {"beta": 0}, r"simpo\.beta: .*greater than 0"),
+        ("simpo", {"gamma": -0.1}, r"simpo\.gamma: .*greater than or equal to 0"),
+        ("simpo", {"lambda": 1}, r"simpo\.lambda is not a key .* beta, gamma$"),
+        ("d2po", {"gamma": 0}, r"d2po\.gamma: .*greater than 0"),
+        ("d2po", {"gamma": 1.1}, r"d2po\.gamma: .*less than or equal to 1"),
+        ("d2po", {"chunk_size": 0}, r"d2po\.chunk_size: .*greater than 0"),
+        ("d2po", {"objective": {}}, r"d2po\.objective is not a key"),
+        ("sepo", {}, r"sepo\.oracle: field required"),
+        ("sepo", {**ORACLE, "k": 0}, r"sepo\.k: .*greater than 0"),
+        ("sepo", {**ORACLE, "k": 1.5}, r"sepo\.k: .*less than or equal to 1"),
+        ("sepo", {"oracle": 3}, r"sepo\.oracle: .*string, not 3"),
+        ("sepo", {**ORACLE, "gamma": 0}, r"sepo\.gamma: .*greater than 0"),
+        ("dpo", [1], r"dpo: a mapping of keys is needed"),
+    ],
+)
+def test_mistakes_in_a_section(loss, section, message):
+    with pytest.raises(SparsePOError, match=message):
+        SparsePOConfig.from_section(section, loss)
+
+
+def test_alpha_without_effect_is_refused():
+    config = SparsePOConfig.from_section({"version": 1, "alpha": 0.5}, "tdpo")
+    with pytest.raises(SparsePOError, match=r"tdpo\.alpha has no effect with tdpo\.version: 1"):
+        PreferenceStep(config, BETA)
+
+
+@pytest.mark.parametrize("method", ["d2po", "sepo"])
+def test_the_mask_is_saved_beside_the_model(method, tmp_path):
+    loss, section = METHODS[method]
+    config = SparsePOConfig.from_section(section, loss)
+    save_mask(tmp_path, config, {}, decoder("llama").config)
+    head, _ = load_mask(tmp_path)
+    assert vars(head.reward).items() >= config.options.items()
+
+
+# The masks.
+
+
+def responses(chosen: list[int], rejected: list[int]) -> ResponseTokens:
+    """One token index per response length."""
+    return Pairs([(1, length) for length in (*chosen, *rejected)]).tokens
+
+
+def select(k, rewards: list[list[float]]) -> list[list[int]]:
+    """Tokens selected in each response, chosen first; rewards by response."""
+    half = len(rewards) // 2
+    tokens = responses(*([len(r) for r in part] for part in (rewards[:half], rewards[half:])))
+    flat = torch.tensor([reward for response in rewards for reward in response])
+    mask = SelectedMask(oracle="a-folder", k=k)(ReferenceFeatures(token_rewards=flat), tokens)
+    assert mask.dtype == torch.float32
+    assert set(mask.tolist()) <= {0.0, 1.0}
+    return [mask[tokens.sequence == s].nonzero().flatten().tolist() for s in range(len(rewards))]
+
+
+def test_selected_by_hand():
+    """Highest of the chosen, lowest of the rejected; ⌈k·n⌉ of each, ragged."""
+    chosen = [[0.1, 0.9, -0.5, 0.4], [2.0, 1.0]]
+    rejected = [[0.1, 0.9, -0.5, 0.4], [-1.0, 3.0, 0.0, -2.0, 5.0]]
+    assert select(0.5, chosen + rejected) == [[1, 3], [0], [0, 2], [0, 2, 3]]
+    assert select(0.25, chosen + rejected) == [[1], [0], [2], [0, 3]]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 10, 20, 25, 50, 100, 999, 1000])
+@pytest.mark.parametrize("percent", [7, 10, 14, 20, 28, 30, 55, 70, 80, 99, 100])
+def test_selected_counts(n, percent):
+    """⌈k·n⌉ in whole numbers: 0.3 of 10 is 3; 0.07 of 100 is 7, which floats make a little more; never none."""
+    g = torch.Generator().manual_seed(n)
+    selected = select(percent / 100, torch.randn(2, n, generator=g).tolist())
+    assert [len(response) for response in selected] == [-(-percent * n // 100)] * 2
+
+
+def test_selected_ties_go_to_the_earlier_token():
+    assert select(0.5, [[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 1.0]]) == [[0, 1], [0, 2]]
+
+
+def test_selected_responses_of_one_token():
+    assert select(0.3, [[-5.0], [5.0]]) == [[0], [0]]
+
+
+def test_selected_without_tokens():
+    """A rank whose batch has no active row still runs the mask."""
+    tokens = responses([1], [1]).shard(0, 0, None)
+    features = ReferenceFeatures(token_rewards=torch.zeros(0))
+    assert SelectedMask(oracle="a-folder")(features, tokens).shape == (0,)
+
+
+def test_selected_refuses_a_share_of_a_sequence():
+    tokens = responses([4], [3]).shard(0, 3, group=object())
+    features = ReferenceFeatures(token_rewards=torch.zeros(len(tokens)))
+    with pytest.raises(SparsePOError, match=r"selected.*ds\.ring_attn_size must be 1"):
+        SelectedMask(oracle="a-folder")(features, tokens)
+
+
+@pytest.mark.parametrize("gamma", [0.98, 0.5, 1.0])
+def test_decay(gamma):
+    tokens = responses([4, 1], [2, 300])
+    mask = DecayMask(gamma=gamma)(ReferenceFeatures(), tokens)
+    expected = [gamma**t for length in (4, 1, 2, 300) for t in range(length)]
+    assert mask.dtype == torch.float32
+    assert mask.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-38)
+
+
+# The documentation.
+
+
+def test_the_table_of_methods_names_every_option_with_its_default():
+    rows = (Path(__file__).parents[2] / "docs" / "methods.md").read_text().splitlines()
+    for loss in {loss for loss, _ in METHODS.values()}:
+        objective = OBJECTIVES.get(loss)
+        options = dict(constructor_options(objective, objective.supplied).model_fields)
+        if objective.mask:
+            options |= constructor_options(MASKS.get(objective.mask), SUPPLIED).model_fields
+        own = [row for row in rows if f"| `loss: {loss}`" in row]
+        assert own
+        written = {}
+        for row in own:
+            written |= dict(re.findall(r"`(\w+)` \(([^)]*)\)", row.split("|")[4]))
+        built = objective(**dict.fromkeys(objective.supplied, 0.1))
+        for name, field in options.items():
+            # None stands for a default that the objective fills in itself.
+            default = getattr(built, name) if field.default is None else field.default
+            expected = "needed" if field.is_required() else f"{default:g}"
+            assert written.pop(name) == expected, name
+        assert not written
+
+
+@pytest.mark.parametrize(
+    ("loss", "section"),
+    [("d2po", {"gamma": 0.9}), ("sepo", {"oracle": "folder", "k": 0.5, "gamma": 3.0}), ("dpop", {"lambda": 2.0})],
+)
+def test_sections_round_trip(loss, section):
+    config = SparsePOConfig.from_section(section, loss)
+    assert config.section() == section
+    assert SparsePOConfig.from_section(config.section(), loss) == config
