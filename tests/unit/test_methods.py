@@ -341,13 +341,13 @@ def test_the_hook_count_counts(monkeypatch):
 )
 def test_projections(method, statistics, forward, backward, monkeypatch):
     seen = []
-    logps = divergence._Projection.logps
+    logits = divergence._Projection.logits
 
     def count(self, hidden):
         seen.append(self.weight.data_ptr())
-        return logps(self, hidden)
+        return logits(self, hidden)
 
-    monkeypatch.setattr(divergence._Projection, "logps", count)
+    monkeypatch.setattr(divergence._Projection, "logits", count)
     monkeypatch.setattr(torch.Tensor, "backward", watch(torch.Tensor.backward, lambda: seen.append("backward")))
     run = Run(method)
     assert run.statistics.shape == (statistics, len(run.tokens))
