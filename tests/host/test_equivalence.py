@@ -4,6 +4,7 @@ Losses are read from tensorboard, which stores float32. The tolerances are a few
 which comes from the order of fp32 additions alone.
 """
 
+import pytest
 from host_runs import DPO, difference, difference_of_weights
 
 LOSS, WEIGHTS = 1e-5, 1e-5
@@ -23,6 +24,16 @@ def test_packed_equals_padded(train):
 
 def test_any_chunk_size_equals_any_other(train):
     assert_equal(train(sparsepo={"chunk_size": 3}), train())
+
+
+def test_skipping_tokens_with_zero_masks_trains_the_same(train):
+    """nn.Linear's start leaves many zeros; logging_steps is 1, so nothing is skipped by default."""
+    start = {"init": "linear", "shared": True}
+    every, spare = train(sparsepo=start), train(sparsepo={**start, "metrics_every": 100})
+    assert 10 < every.scalars("train/sparsity_reward_chosen")[0] < 90
+    assert_equal(spare, every)
+    with pytest.raises(KeyError):
+        spare.scalars("train/token_kl_chosen")
 
 
 def test_gradient_checkpointing_on_equals_off(train):
