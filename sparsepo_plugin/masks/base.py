@@ -95,6 +95,10 @@ def build_masks(config: SparsePOConfig, hidden_size: int, num_layers: int, seed:
 
 
 def _refuse_idle_keys(config: SparsePOConfig, head: MaskHead, seeded: bool) -> None:
+    if config.offload_features and "hidden_states" not in head.needs:
+        raise SparsePOError(f"sparsepo.offload_features has no effect: mask {config.mask!r} keeps no hidden states")
+    if config.metrics_every and head.zeros_have_gradient:
+        raise SparsePOError("sparsepo.metrics_every has no effect: tokens of this mask are never left out")
     if any(True for _ in head.parameters()):
         return
     for key in ("l1_reward", "l1_kl", "l1_reduction", "mask_lr", "mask_weight_decay"):

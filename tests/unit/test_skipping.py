@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import TWO_PAIRS, Pairs, decoder
 
-from sparsepo_plugin import MASKS, PreferenceStep, SparsePOConfig, TokenMask, divergence
+from sparsepo_plugin import MASKS, PreferenceStep, SparsePOConfig, SparsePOError, TokenMask, divergence
 
 PAIRS = Pairs(TWO_PAIRS)
 LEARNED = {"l1_reward": 0.01, "l1_kl": 0.01}
@@ -103,3 +103,15 @@ def test_offloaded_features_train_the_same():
     _, offloaded = take({**LEARNED, "offload_features": True}, every_row=True)
     for name in grads:
         assert torch.equal(offloaded[name], grads[name]), name
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"activation": "binary", "metrics_every": 5}, "sparsepo.metrics_every has no effect"),
+        ({"layers": "last", "offload_features": True}, "sparsepo.offload_features has no effect"),
+    ],
+)
+def test_keys_without_effect(section, says):
+    with pytest.raises(SparsePOError, match=says):
+        take(section, every_row=True)
