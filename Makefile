@@ -54,6 +54,14 @@ format: env ## sort imports and format
 demo: env ## the paper's sentiment experiment in miniature, to runs/demo (about 3 minutes)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/demo/run.py
 
+# TRL's chunked loss is Liger's, whose Triton the CPU does not need.
+.PHONY: bench
+bench: env ## measure the step's cost on the CPU, renew benchmarks/results and the tables (under 15 minutes)
+	@$(PIP) --editable '.[bench]'
+	@$(PIP) --no-deps liger-kernel
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/step_cost.py
+	$(BIN)/python benchmarks/report.py
+
 .PHONY: clean
 clean: ## remove the environment and what runs, builds and tools left
 	rm -rf .venv runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

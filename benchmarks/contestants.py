@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsepo_plugin import MASKS, PreferenceStep, ReferenceFeatures, ResponseTokens, SparsePOConfig, TokenMask
@@ -150,21 +151,20 @@ class Arena:
         """The authors' arithmetic with masks of 1: softmax and log-softmax of both models over all positions."""
         return partial(_plain_loss, self._logits(self.policy), self._logits(self.reference), self.ids, self.shape)
 
-    def ours(self, ours: Ours) -> Callable[[], Tensor]:
-        """One of our losses through `PreferenceStep` and OpenRLHF's Actor."""
+    def ours(self, ours: Ours, spans: bool = False) -> Callable[[], Tensor]:
+        """One of our losses through `PreferenceStep` and OpenRLHF's Actor; `spans` names its parts to a profiler."""
         step = PreferenceStep(SparsePOConfig.from_section(ours.section, ours.objective), BETA)
         # With LoRA the reference is the policy with its adapter off, as in a run.
         reference = self.reference if step.reads_reference and not self.shape.lora else None
         policy = step.wrap(self.policy, reference)
         inputs = {"attention_mask": self.attention, "return_output": True}
-        return lambda: (
-            step(
-                partial(self._actor(policy), self.ids, **inputs),
-                partial(self._actor(reference), self.ids, **inputs) if reference else None,
-                self._tokens(),
-                every_row=not ours.sparsity,
-            ).loss
-        )
+        run_policy = partial(self._actor(policy), self.ids, **inputs)
+        run_reference = partial(self._actor(reference), self.ids, **inputs) if reference else None
+        if spans:
+            run_policy = record_function("policy")(run_policy)
+            run_reference = record_function("reference")(run_reference)
+            policy.mask_head.forward = record_function("masks")(policy.mask_head.forward)
+        return lambda: step(run_policy, run_reference, self._tokens(), every_row=not ours.sparsity).loss
 
     def _actor(self, model: nn.Module) -> Actor:
         actor = Actor(model)
@@ -222,7 +222,7 @@ def _model(shape: Shape, device: str, seed: int) -> LlamaForCausalLM:
 
 
 def _plain_loss(policy: Callable[[], Tensor], reference: Callable[[], Tensor], ids: Tensor, shape: Shape) -> Tensor:
-    """−log σ(β·Σ_t (r_t − KL_t) of chosen − of rejected), as the released code computes it: no token left out."""
+    """−log σ(β·Σ_t (r_t + KL_t) of chosen − of rejected), as the released code computes it: no token left out."""
     labels = ids[:, 1:]
     with torch.no_grad():
         ref_logits = reference().view(*ids.shape, -1)[:, :-1].float()
@@ -231,5 +231,5 @@ def _plain_loss(policy: Callable[[], Tensor], reference: Callable[[], Tensor], i
     kl = (ref_probs * (ref_logps - logps)).sum(-1)
     log_ratio = (logps - ref_logps).gather(2, labels[..., None]).squeeze(2)
     response = torch.arange(labels.shape[1], device=ids.device) >= shape.prompt - 1
-    rewards = BETA * ((log_ratio + kl.neg()) * response).sum(1)
+    rewards = BETA * ((log_ratio + kl) * response).sum(1)
     return -nn.functional.logsigmoid(rewards[: shape.pairs] - rewards[shape.pairs :]).mean()

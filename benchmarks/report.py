@@ -1,0 +1,147 @@
+"""Tables and plot from the CSV files of `step_cost.py`; no number in them is written by hand."""
+
+import csv
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+# pairs, prompt, response, vocabulary: the largest time and memory that a dense step may cost of OpenRLHF's DPO step.
+BARS = {
+    ("4", "256", "64", "32000"): (0.55, 0.45),
+    ("4", "64", "192", "32000"): (0.90, 0.60),
+    ("2", "256", "64", "128256"): (0.40, 0.35),
+}
+SECOND = ("4", "64", "192", "32000")
+AXES = {
+    "response": "response tokens",
+    "vocabulary": "vocabulary",
+    "layers": "layers",
+    "sparsity": "share of zero masks",
+}
+
+Row = dict[str, str]
+
+
+def read(path: Path) -> list[Row]:
+    """Rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def label(row: Row) -> str:
+    """What one of our losses is called in tables."""
+    if row["objective"] != "sparsepo":
+        return f"`{row['objective']}`"
+    name = f"`{row['mask']}`"
+    if row["mask"] == "learned":
+        name += " shared" if row["shared"] == "True" else " independent"
+    return name if float(row["sparsity"]) == 0 else f"{name}, {float(row['sparsity']):.0%} zero"
+
+
+def shape(row: Row) -> str:
+    """The batch of a row."""
+    extras = [name for key, name in (("packed", "packed"), ("lora", "LoRA")) if row[key] == "True"]
+    text = f"{row['pairs']} × {row['prompt']} × {row['response']}, {int(row['vocab']):,}"
+    return ", ".join([text, *extras])
+
+
+def cost_table(rows: list[Row]) -> str:
+    """Every measured loss with its ratio to each baseline, time / memory."""
+    baselines = list(dict.fromkeys(row["baseline"] for row in rows))
+    lines: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in rows:
+        device = "" if row["device"] == "cpu" else f" ({row['device']})"
+        measured = row["time_ratio"] != "not measured"
+        value = f"{float(row['time_ratio']):.2f} / {float(row['memory_ratio']):.2f}" if measured else "not measured"
+        seconds = "–" if row["seconds"] == "not measured" else f"{float(row['seconds']):.2f} s"
+        name = "each" if seconds == "–" else label(row)
+        lines.setdefault((shape(row) + device, name, seconds), {})[row["baseline"]] = value
+    cells = [[*key, *(values.get(name, "–") for name in baselines)] for key, values in lines.items()]
+    header = ["pairs × prompt × response, vocabulary", "loss", "a step", *(f"to `{name}`" for name in baselines)]
+    return table(header, cells)
+
+
+def parts_table(rows: list[Row], measurement: str) -> str:
+    """Seconds and shares of one measurement."""
+    found = [row for row in rows if row["measurement"] == measurement]
+    return table(
+        ["part", "seconds", "share"],
+        [[row["part"], f"{float(row['seconds']):.3f}", f"{float(row['share']):.0%}"] for row in found],
+    )
+
+
+def bars(rows: list[Row], parts: list[Row]) -> list[tuple[str, float, float]]:
+    """Name, limit and measured value of each bar that the measured rows speak of."""
+    cost = {
+        (tuple(row[key] for key in ("pairs", "prompt", "response", "vocab")), label(row)): row
+        for row in rows
+        if row["baseline"] == "openrlhf_dpo" and row["packed"] == row["lora"] == "False" and row["device"] == "cpu"
+    }
+    found = []
+    for key, (time, memory) in BARS.items():
+        name, dense = " × ".join(key[:3]) + f", {key[3]}", cost[key, "`learned` shared"]
+        found.append((f"{name}: time", time, float(dense["time_ratio"])))
+        found.append((f"{name}: memory", memory, float(dense["memory_ratio"])))
+        for other, limit in (("`learned` independent", 1.05), ("`activation`", 1.15)):
+            ratio = float(cost[key, other]["seconds"]) / float(dense["seconds"])
+            found.append((f"{name}: {other} to shared, time", limit, ratio))
+    sparse, dense = (cost[SECOND, name] for name in ("`learned` shared, 80% zero", "`learned` shared"))
+    found.append(("80% zero to dense, second shape, time", 0.85, float(sparse["seconds"]) / float(dense["seconds"])))
+    vocabulary = {row["part"]: float(row["share"]) for row in parts if row["measurement"] == "vocabulary"}
+    return [*found, ("80% zero to dense, vocabulary part, time", 0.3, vocabulary["80% sparse"])]
+
+
+def bars_table(results: Path = RESULTS) -> str:
+    """The bars with what was measured."""
+    found = bars(read(results / "step_cost_cpu.csv"), read(results / "parts_cpu.csv"))
+    cells = [
+        [name, f"{limit:.2f}", f"{value:.2f}", "pass" if value <= limit else "FAIL"] for name, limit, value in found
+    ]
+    return table(["bar", "at most", "measured", "result"], cells)
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Seconds of a step along each axis, ours and OpenRLHF's."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    for axes, (axis, name) in zip(figure.subplots(1, len(AXES)), AXES.items(), strict=True):
+        for contestant, style in (("openrlhf_dpo", "s--"), ("sparsepo", "o-")):
+            points = [row for row in rows if (row["axis"], row["contestant"]) == (axis, contestant)]
+            axes.plot(*([float(row[key]) for row in points] for key in ("value", "seconds")), style, label=contestant)
+        axes.set(xlabel=name, ylim=(0, None))
+    figure.axes[0].set_ylabel("seconds a step")
+    figure.axes[0].legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def fill(path: Path, name: str, text: str) -> None:
+    """Put `text` between a file's `<!-- name -->` and `<!-- /name -->`."""
+    opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, rest = path.read_text().split(opening)
+    path.write_text(f"{before}{opening}\n{text}\n{rest[rest.index(closing) :]}")
+
+
+def main(results: Annotated[Path, typer.Option(help="folder of the CSV files")] = RESULTS) -> None:
+    """Renew the tables of benchmarks/README.md and docs/performance.md, and the plot."""
+    cost, parts = read(results / "step_cost_cpu.csv"), read(results / "parts_cpu.csv")
+    readme, page = ROOT / "benchmarks/README.md", ROOT / "docs/performance.md"
+    fill(readme, "cost", cost_table(cost) + "\n\n" + f"Measured on {cost[0]['versions']}.")
+    fill(readme, "bars", bars_table(results))
+    fill(page, "profile", parts_table(parts, "profile"))
+    fill(page, "vocabulary", parts_table(parts, "vocabulary"))
+    plot(read(results / "growth_cpu.csv"), ROOT / "docs/images/step_cost.png")
+
+
+if __name__ == "__main__":
+    typer.run(main)
