@@ -28,7 +28,7 @@ def test_any_chunk_size_equals_any_other(train):
 
 def test_skipping_tokens_with_zero_masks_trains_the_same(train):
     """nn.Linear's start leaves many zeros; logging_steps is 1, so nothing is skipped by default."""
-    start = {"init": "linear", "shared": True}
+    start = {"init": "linear", "layers": "last", "shared": True}
     every, spare = train(sparsepo=start), train(sparsepo={**start, "metrics_every": 100})
     assert 10 < every.scalars("train/sparsity_reward_chosen")[0] < 90
     assert_equal(spare, every)
