@@ -69,7 +69,7 @@ class Ours:
     def section(self) -> dict:
         """Its section of the YAML."""
         if self.objective != "sparsepo":
-            return {}
+            return {"oracle": "the reference"} if self.objective == "sepo" else {}
         if self.sparsity:
             return {"mask": "pattern", "sparsity": self.sparsity}
         return {"mask": self.mask} if self.shared else {"mask": self.mask, "shared": False}
@@ -160,11 +160,14 @@ class Arena:
         inputs = {"attention_mask": self.attention, "return_output": True}
         run_policy = partial(self._actor(policy), self.ids, **inputs)
         run_reference = partial(self._actor(reference), self.ids, **inputs) if reference else None
+        # SePO's oracle is a third model; a second forward of the reference costs the same.
+        run_oracle = partial(self._actor(self.reference), self.ids, **inputs)
+        oracle = (self.reference, run_oracle) if "token_rewards" in policy.needs else None
         if spans:
             run_policy = record_function("policy")(run_policy)
             run_reference = record_function("reference")(run_reference)
             policy.mask_head.forward = record_function("masks")(policy.mask_head.forward)
-        return lambda: step(run_policy, run_reference, self._tokens(), every_row=not ours.sparsity).loss
+        return lambda: step(run_policy, run_reference, self._tokens(), oracle=oracle, every_row=not ours.sparsity).loss
 
     def _actor(self, model: nn.Module) -> Actor:
         actor = Actor(model)

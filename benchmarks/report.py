@@ -22,6 +22,8 @@ AXES = {
     "sparsity": "share of zero masks",
 }
 
+UNMEASURED = "not measured"
+
 Row = dict[str, str]
 
 
@@ -60,9 +62,9 @@ def cost_table(rows: list[Row]) -> str:
     lines: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in rows:
         device = "" if row["device"] == "cpu" else f" ({row['device']})"
-        measured = row["time_ratio"] != "not measured"
-        value = f"{float(row['time_ratio']):.2f} / {float(row['memory_ratio']):.2f}" if measured else "not measured"
-        seconds = "–" if row["seconds"] == "not measured" else f"{float(row['seconds']):.2f} s"
+        measured = row["time_ratio"] != UNMEASURED
+        value = f"{float(row['time_ratio']):.2f} / {float(row['memory_ratio']):.2f}" if measured else UNMEASURED
+        seconds = "–" if row["seconds"] == UNMEASURED else f"{float(row['seconds']):.2f} s"
         name = "each" if seconds == "–" else label(row)
         lines.setdefault((shape(row) + device, name, seconds), {})[row["baseline"]] = value
     cells = [[*key, *(values.get(name, "–") for name in baselines)] for key, values in lines.items()]
@@ -70,13 +72,25 @@ def cost_table(rows: list[Row]) -> str:
     return table(header, cells)
 
 
+def short_table(rows: list[Row]) -> str:
+    """The dense `learned` mask on every shape, time / memory, for the front page."""
+    dense = [row for row in rows if label(row) == "`learned` shared"]
+    return cost_table(dense) + f"\n\nMeasured on {hardware(rows)}"
+
+
+def hardware(rows: list[Row]) -> str:
+    """Hardware and versions of the first measured row, as a sentence's end."""
+    return next(row["versions"] for row in rows if row["seconds"] != UNMEASURED) + "."
+
+
 def parts_table(rows: list[Row], measurement: str) -> str:
-    """Seconds and shares of one measurement."""
+    """Seconds, shares, and bytes where they were measured, of one measurement."""
     found = [row for row in rows if row["measurement"] == measurement]
-    return table(
-        ["part", "seconds", "share"],
-        [[row["part"], f"{float(row['seconds']):.3f}", f"{float(row['share']):.0%}"] for row in found],
-    )
+    cells = [[row["part"], f"{float(row['seconds']):.3f}", f"{float(row['share']):.0%}"] for row in found]
+    if not found[0]["bytes"]:
+        return table(["part", "seconds", "share"], cells)
+    sized = [[*cell, f"{int(row['bytes']) / 2**20:.0f} MiB"] for cell, row in zip(cells, found, strict=True)]
+    return table(["part", "seconds", "share", "peak memory"], sized)
 
 
 def bars(rows: list[Row], parts: list[Row]) -> list[tuple[str, float, float]]:
@@ -132,14 +146,24 @@ def fill(path: Path, name: str, text: str) -> None:
     path.write_text(f"{before}{opening}\n{text}\n{rest[rest.index(closing) :]}")
 
 
-def main(results: Annotated[Path, typer.Option(help="folder of the CSV files")] = RESULTS) -> None:
-    """Renew the tables of benchmarks/README.md and docs/performance.md, and the plot."""
+def sections(results: Path) -> list[tuple[Path, str, str]]:
+    """File, name and text of every section that comes from the CSV files."""
     cost, parts = read(results / "step_cost_cpu.csv"), read(results / "parts_cpu.csv")
-    readme, page = ROOT / "benchmarks/README.md", ROOT / "docs/performance.md"
-    fill(readme, "cost", cost_table(cost) + "\n\n" + f"Measured on {cost[0]['versions']}.")
-    fill(readme, "bars", bars_table(results))
-    fill(page, "profile", parts_table(parts, "profile"))
-    fill(page, "vocabulary", parts_table(parts, "vocabulary"))
+    page, performance = ROOT / "benchmarks/README.md", ROOT / "docs/performance.md"
+    return [
+        (ROOT / "README.md", "cost", short_table(cost)),
+        (page, "cost", f"{cost_table(cost)}\n\nMeasured on {hardware(cost)}"),
+        (page, "bars", bars_table(results)),
+        (performance, "profile", parts_table(parts, "profile")),
+        (performance, "vocabulary", parts_table(parts, "vocabulary")),
+        (performance, "tried", parts_table(parts, "tried")),
+    ]
+
+
+def main(results: Annotated[Path, typer.Option(help="folder of the CSV files")] = RESULTS) -> None:
+    """Renew the tables of README.md, benchmarks/README.md and docs/performance.md, and the plot."""
+    for path, name, text in sections(results):
+        fill(path, name, text)
     plot(read(results / "growth_cpu.csv"), ROOT / "docs/images/step_cost.png")
 
 

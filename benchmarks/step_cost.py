@@ -15,6 +15,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
+from unittest.mock import patch
 
 import report
 import torch
@@ -22,17 +23,17 @@ import typer
 from contestants import PYTHIA, SEVEN_B, SMALL, Arena, Ours, Shape
 from torch import Tensor
 from torch.profiler import record_function
+from torch.utils.checkpoint import checkpoint
 
-from sparsepo_plugin import token_statistics
+from sparsepo_plugin import TokenStatistics, divergence, token_statistics
 
 SHAPE_COLUMNS = ["pairs", "prompt", "response", "vocab", "packed", "lora"]
 COST_COLUMNS = ["time_ratio", "memory_ratio", "seconds", "bytes", "versions"]
 COLUMNS = ["device", "baseline", "objective", "mask", "shared", "sparsity", *SHAPE_COLUMNS, *COST_COLUMNS]
 GROWTH_COLUMNS = ["axis", "value", "contestant", "seconds", "bytes", "versions"]
-PARTS_COLUMNS = ["measurement", "part", "seconds", "share", "versions"]
-UNMEASURED = "not measured"
+PARTS_COLUMNS = ["measurement", "part", "seconds", "share", "bytes", "versions"]
 BASELINES = ("openrlhf_dpo", "trl_dpo", "trl_dpo_chunked", "plain")
-METHODS = ("dpo", "tdpo", "dpop", "simpo", "d2po")
+METHODS = ("dpo", "tdpo", "dpop", "simpo", "d2po", "sepo")
 SPARSE = Ours(sparsity=0.8)
 MASKS = (Ours(), Ours(shared=False), SPARSE, Ours(mask="activation"))
 FIRST, SECOND, THIRD = Shape(4, 256, 64, 32_000), Shape(4, 64, 192, 32_000), Shape(2, 256, 64, 128_256)
@@ -54,7 +55,7 @@ ALL = (*MASKS, *(Ours(name) for name in METHODS))
 GRID = {
     "cpu": [
         Case(FIRST, ALL),
-        Case(SECOND, MASKS),
+        Case(SECOND, MASKS, ("openrlhf_dpo", "trl_dpo_chunked", "plain")),
         Case(THIRD, MASKS, ("openrlhf_dpo", "trl_dpo_chunked")),
         Case(replace(FIRST, packed=True), (Ours(), Ours(mask="activation")), ("openrlhf_dpo",)),
         Case(replace(FIRST, lora=True), (Ours(),), ("openrlhf_dpo",)),
@@ -175,10 +176,10 @@ def _row(
         "shared": ours.shared if sparsepo else "",
         "sparsity": ours.sparsity,
         **{key: getattr(shape, key) for key in SHAPE_COLUMNS},
-        "time_ratio": round(cost[0] / other[0], 4) if measured else UNMEASURED,
-        "memory_ratio": round(cost[1] / other[1], 4) if measured else UNMEASURED,
-        "seconds": round(cost[0], 5) if cost else UNMEASURED,
-        "bytes": cost[1] if cost else UNMEASURED,
+        "time_ratio": round(cost[0] / other[0], 4) if measured else report.UNMEASURED,
+        "memory_ratio": round(cost[1] / other[1], 4) if measured else report.UNMEASURED,
+        "seconds": round(cost[0], 5) if cost else report.UNMEASURED,
+        "bytes": cost[1] if cost else report.UNMEASURED,
         "versions": versions(device) + (f"; {baseline}: {other}" if isinstance(other, str) else "") if cost else "",
     }
 
@@ -207,20 +208,19 @@ def growth(device: str, repeats: int) -> list[dict]:
 
 
 def parts(device: str, repeats: int) -> list[dict]:
-    """Where a dense step spends its time, and what its vocabulary part costs at 80% sparsity, on the second shape."""
+    """What a dense step is made of, and its vocabulary part written in other ways, on the second shape."""
     arena = Arena(SECOND, device)
-    measured = {"profile": profile(arena, repeats), "vocabulary": vocabulary_part(arena, repeats)}
     rows = []
-    for measurement, seconds in measured.items():
-        whole = seconds["dense"] if "dense" in seconds else sum(seconds.values())
-        for part, value in seconds.items():
-            cells = (measurement, part, round(value, 5), round(value / whole, 4), versions(device))
+    for measurement, costs in {"profile": profile(arena, repeats), **vocabulary_part(arena, repeats)}.items():
+        whole = sum(seconds for seconds, _ in costs.values()) if measurement == "profile" else costs["dense"][0]
+        for part, (seconds, size) in costs.items():
+            cells = (measurement, part, round(seconds, 5), round(seconds / whole, 4), size, versions(device))
             rows.append(dict(zip(PARTS_COLUMNS, cells, strict=True)))
     return rows
 
 
-def profile(arena: Arena, repeats: int) -> dict[str, float]:
-    """Seconds of each part of a dense step, by torch.profiler."""
+def profile(arena: Arena, repeats: int) -> dict[str, tuple[float, str]]:
+    """Seconds of each part of a dense step, by torch.profiler; bytes are not measured."""
     loss = arena.ours(Ours(), spans=True)
     for _ in range(2):
         loss().backward()
@@ -241,24 +241,51 @@ def profile(arena: Arena, repeats: int) -> dict[str, float]:
         "vocabulary backward, both models": backward,
         "policy and masks, backward": total["backward"] - backward,
     }
-    return found | {"everything else": total["step"] - sum(found.values())}
+    found["everything else"] = total["step"] - sum(found.values())
+    return {part: (seconds, "") for part, seconds in found.items()}
 
 
-def vocabulary_part(arena: Arena, repeats: int) -> dict[str, float]:
-    """Seconds of the vocabulary part, forward and backward, of all response rows and of a fifth of them."""
+def vocabulary_part(arena: Arena, repeats: int) -> dict[str, dict[str, Cost]]:
+    """The vocabulary part alone, forward and backward: all response rows, a fifth of them, and other ways to do it."""
     rows = 2 * arena.shape.pairs * arena.shape.response
     weight, ref_weight = arena.policy.lm_head.weight, arena.reference.lm_head.weight
     hidden, ref_hidden = (torch.randn(rows, weight.shape[1]).to(weight) for _ in range(2))
     hidden.requires_grad_()
     labels = arena.ids[:, -arena.shape.response :].flatten()
 
-    def loss(count: int) -> Tensor:
-        found = token_statistics(hidden[:count], weight, ref_hidden[:count], ref_weight, labels[:count])
+    def loss(statistics: Callable[..., TokenStatistics], count: int = rows) -> Tensor:
+        found = statistics(hidden[:count], weight, ref_hidden[:count], ref_weight, labels[:count])
         return found.policy_logps.sum() + found.expected_log_ratio.sum()
 
-    losses = {"dense": lambda: loss(rows), "80% sparse": lambda: loss(rows // 5)}
+    losses = {
+        "dense": lambda: loss(token_statistics),
+        "80% sparse": lambda: loss(token_statistics, rows // 5),
+        "log_softmax of each chunk, checkpointed": lambda: loss(_log_softmax_of_chunks),
+        "elementwise part compiled": lambda: loss(_compiled),
+    }
     costs = take_turns(arena, losses, repeats, Meter(weight.device.type))
-    return {name: seconds for name, (seconds, _) in costs.items()}
+    sparse = costs.pop("80% sparse")
+    return {"vocabulary": {"dense": costs["dense"], "80% sparse": sparse}, "tried": costs}
+
+
+def _log_softmax_of_chunks(*args: Tensor) -> TokenStatistics:
+    """`token_statistics` as autograd alone would do it, computing each chunk again in the backward."""
+
+    def one(hidden: Tensor, weight: Tensor, ref_hidden: Tensor, ref_weight: Tensor, labels: Tensor) -> Tensor:
+        logps, ref_logps = ((x @ w.T).log_softmax(-1) for x, w in ((hidden, weight), (ref_hidden, ref_weight)))
+        picked = [x.gather(1, labels[:, None]).squeeze(1) for x in (logps, ref_logps)]
+        return torch.stack([*picked, (ref_logps.exp() * (logps - ref_logps)).sum(-1)])
+
+    hidden, weight, ref_hidden, ref_weight, labels = args
+    chunks = zip(*(x.split(128) for x in (hidden, ref_hidden, labels)), strict=True)
+    found = [checkpoint(one, x, weight, ref_x, ref_weight, y, use_reentrant=False) for x, ref_x, y in chunks]
+    return TokenStatistics(*torch.cat(found, dim=1))
+
+
+def _compiled(*args: Tensor) -> TokenStatistics:
+    """`token_statistics` with its elementwise part compiled, as on a GPU."""
+    with patch.object(divergence, "_fuses", lambda device: True):
+        return token_statistics(*args)
 
 
 @cache

@@ -3,14 +3,16 @@
 from functools import reduce
 from typing import Literal, NamedTuple
 
+import psutil
 import torch
 from torch import Tensor
 
 from .errors import SparsePOError
+from .fused import fused
 
 Expectation = Literal["reference", "policy"]
 
-# Logits of both models and one temporary are alive at once, [rows, V] each; this many bytes of them together.
+# Logits of both models and one temporary are alive at once, [rows, V] each; this many bytes of them together at most.
 _WORKSPACE = {"cpu": 48 << 20, "cuda": 1 << 30}
 _MIN_ROWS = 64  # below, the vocabulary projection is read more often than it is worth
 
@@ -45,7 +47,9 @@ def token_statistics(
     """Log-probabilities of `labels` and expected log-ratio (paper Eq. 8 and 13) of N response tokens.
 
     Logits exist for one chunk of rows at a time and are computed again in the backward: no [N, V] tensor is kept.
-    Gradients reach `policy_hidden`, `policy_weight` and `policy_bias`.
+    Gradients reach `policy_hidden`, `policy_weight` and `policy_bias`. On a GPU 16-bit hidden states and weights are
+    multiplied as they are, with float32 sums, and the gradient of the logits is rounded to their dtype before it
+    meets them; elsewhere they are converted first.
 
     Args:
         policy_hidden: Last hidden state of the policy that predicts each token. [N, d].
@@ -57,7 +61,7 @@ def token_statistics(
         reference_bias: [V].
         expectation: The distribution X that the log-ratio is averaged under; None leaves e_t out, and with it the
             reference's part of the backward.
-        chunk_size: Rows at a time; chosen from V when None. The result does not depend on it.
+        chunk_size: Rows at a time; chosen from V and free memory when None. The result does not depend on it.
 
     Returns:
         [N] tensors, computed in float32 whatever the input dtype (float64 stays float64).
@@ -100,28 +104,19 @@ class _TokenStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels, expectation, chunk_size):
         dtype = _accurate(hidden, weight, ref_hidden, ref_weight)
-        policy = _Projection(weight, bias, dtype, chunk_size)
-        reference = None if ref_hidden is None else _Projection(ref_weight, ref_bias, dtype, chunk_size)
-        log_ratio = torch.empty_like(policy.buffer) if expectation else None
-        kinds = 1 + (reference is not None) + (expectation is not None)
-        statistics = torch.empty(kinds, len(labels), dtype=dtype, device=hidden.device)
-        log_sums = torch.zeros(2, len(labels), dtype=dtype, device=hidden.device)
+        policy = _Projection(weight, bias, hidden.dtype, dtype, chunk_size)
+        reference = _reference(ref_hidden, ref_weight, ref_bias, dtype, chunk_size)
+        models = 2 if reference else 1
+        statistics = torch.empty(models + (expectation is not None), len(labels), dtype=dtype, device=hidden.device)
+        log_sums = torch.empty(models, len(labels), dtype=dtype, device=hidden.device)
+        spare = None if expectation is None or policy.buffer is None else torch.empty_like(policy.buffer)
+        ctx.fuses = _fuses(hidden.device)
+        summarise = _fused_summary if ctx.fuses else _summary
         for chunk in _chunks(len(labels), chunk_size):
-            index = labels[chunk, None]
             logits = policy.logits(hidden[chunk])
-            label_logits = logits.gather(1, index).squeeze(1)
-            if reference is not None:
-                ref_logits = reference.logits(ref_hidden[chunk])
-                ref_label_logits = ref_logits.gather(1, index).squeeze(1)
-                ratio = torch.sub(logits, ref_logits, out=log_ratio[: len(logits)]) if expectation else None
-                ref_sums, log_sums[1, chunk] = _exponentiate(ref_logits)
-                statistics[1, chunk] = ref_label_logits - log_sums[1, chunk]
-            sums, log_sums[0, chunk] = _exponentiate(logits)
-            statistics[0, chunk] = label_logits - log_sums[0, chunk]
-            if expectation:
-                weights, total = (ref_logits, ref_sums) if expectation == "reference" else (logits, sums)
-                mean_ratio = torch.linalg.vecdot(weights, ratio) / total
-                statistics[2, chunk] = mean_ratio - log_sums[0, chunk] + log_sums[1, chunk]
+            ref_logits = reference.logits(ref_hidden[chunk]) if reference else None
+            found = summarise(logits, ref_logits, labels[chunk, None], expectation, spare)
+            statistics[:, chunk], log_sums[:, chunk] = found
         ctx.save_for_backward(
             hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels, log_sums, statistics[-1].clone()
         )
@@ -131,27 +126,31 @@ class _TokenStatistics(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels, log_sums, expected = ctx.saved_tensors
-        policy = _Projection(weight, bias, grad.dtype, ctx.chunk_size)
-        reference = _Projection(ref_weight, ref_bias, grad.dtype, ctx.chunk_size) if ctx.expectation else None
+        policy = _Projection(weight, bias, hidden.dtype, grad.dtype, ctx.chunk_size)
+        read = ref_hidden if ctx.expectation else None
+        reference = _reference(read, ref_weight, ref_bias, grad.dtype, ctx.chunk_size)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(policy.weight) if wants_weight else None
+        grad_weight = torch.zeros_like(weight, dtype=grad.dtype) if wants_weight else None
         grad_bias = torch.zeros(len(weight), dtype=grad.dtype, device=grad.device) if wants_bias else None
+        differentiate = _fused_grad_logits if ctx.fuses else _grad_logits
         for chunk in _chunks(len(labels), ctx.chunk_size):
-            grad_logits = _grad_logits(
+            grad_logits = differentiate(
                 policy.logits(hidden[chunk]),
                 reference.logits(ref_hidden[chunk]) if reference else None,
                 log_sums[:, chunk, None],
                 expected[chunk, None],
                 grad[:, chunk, None],
                 ctx.expectation,
-            ).scatter_add_(1, labels[chunk, None], grad[0, chunk, None])
+                policy.weight.dtype,
+            )
+            grad_logits[torch.arange(len(grad_logits), device=grad.device), labels[chunk]] += grad[0, chunk]
             if wants_hidden:
-                grad_hidden[chunk] = (grad_logits @ policy.weight).to(hidden.dtype)
+                grad_hidden[chunk] = _product(grad_logits, policy.weight, grad.dtype)
             if wants_weight:
-                grad_weight.addmm_(grad_logits.T, hidden[chunk].to(grad_logits.dtype))
+                _add_product(grad_weight, grad_logits.T, hidden[chunk].to(grad_logits.dtype))
             if wants_bias:
-                grad_bias += grad_logits.sum(0)
+                grad_bias += grad_logits.sum(0, dtype=grad.dtype)
         return (
             grad_hidden,
             grad_weight.to(weight.dtype) if wants_weight else None,
@@ -161,18 +160,71 @@ class _TokenStatistics(torch.autograd.Function):
 
 
 class _Projection:
-    """A vocabulary projection in `dtype`: its weight converted once and not per chunk, its output written in place."""
+    """A vocabulary projection whose logits have the dtype `dtype`, for hidden states of `hidden_dtype`.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int) -> None:
-        self.weight = weight.detach().to(dtype)
+    The weight is converted once and not per chunk, or not at all where tensor cores take it as it is. On CPU the
+    logits go to one buffer, as fresh memory would be mapped anew for each chunk; a GPU's allocator does that itself.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, hidden_dtype: torch.dtype, dtype: torch.dtype, rows: int
+    ) -> None:
+        native = weight.is_cuda and dtype == torch.float32 and weight.dtype == hidden_dtype
+        self.weight = weight.detach() if native else weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach().to(dtype)
-        self.buffer = self.weight.new_empty(rows, len(weight))
+        self.dtype = dtype
+        self.buffer = None if weight.is_cuda else self.weight.new_empty(rows, len(weight))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of a chunk, [n, d] -> [n, V], valid until the next call."""
         # Not F.linear: under ZeRO-3 DeepSpeed replaces it by a function that expects to own the weight.
-        logits = torch.mm(hidden.to(self.weight.dtype), self.weight.T, out=self.buffer[: len(hidden)])
+        out = None if self.buffer is None else self.buffer[: len(hidden)]
+        logits = _product(hidden.to(self.weight.dtype), self.weight.T, self.dtype, out)
         return logits if self.bias is None else logits.add_(self.bias)
+
+
+def _reference(
+    hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype, rows: int
+) -> _Projection | None:
+    return None if hidden is None else _Projection(weight, bias, hidden.dtype, dtype, rows)
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """The product a @ b, added up and returned in `dtype`; on a GPU a and b may be of 16 bits and `dtype` float32."""
+    return torch.mm(a, b, out=out) if a.dtype == dtype else torch.mm(a, b, out_dtype=dtype)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """`total` + a @ b in place, as in `_product`."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += _product(a, b, total.dtype)
+
+
+def _summary(
+    logits: Tensor, ref_logits: Tensor | None, labels: Tensor, expectation: Expectation | None, spare: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Statistics [1 to 3, n] and log-sum-exp [1 or 2, n] of a chunk's logits [n, V]; overwrites them.
+
+    Args:
+        logits: Of the policy.
+        ref_logits: Of the reference, or None.
+        labels: [n, 1].
+        expectation: X, or None.
+        spare: At least [n, V] for the log-ratio, or None.
+    """
+    models = [logits] if ref_logits is None else [logits, ref_logits]
+    label_logits = torch.stack([of_model.gather(1, labels).squeeze(1) for of_model in models])
+    if expectation is not None:
+        log_ratio = torch.sub(logits, ref_logits, out=None if spare is None else spare[: len(logits)])
+    sums, log_sums = map(torch.stack, zip(*map(_exponentiate, models), strict=True))
+    statistics = label_logits - log_sums
+    if expectation is None:
+        return statistics, log_sums
+    over = 1 if expectation == "reference" else 0
+    mean_ratio = torch.linalg.vecdot(models[over], log_ratio) / sums[over]
+    return torch.cat([statistics, (mean_ratio - log_sums[0] + log_sums[1])[None]]), log_sums
 
 
 def _exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,26 +241,49 @@ def _grad_logits(
     expected: Tensor,
     grad: Tensor,
     expectation: Expectation | None,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Gradient with respect to the policy's logits z of one chunk, [n, V], but for the label's own; in place.
+    """Gradient with respect to the policy's logits z of a chunk, but for the label's own; overwrites the logits.
 
     ∂ log π(y)/∂z = δ_y − π; ∂e/∂z = π_ref − π for X = reference, π·(log π − log π_ref − e) for X = policy.
+
+    Args:
+        logits: Of the policy. [n, V].
+        ref_logits: Of the reference, or None without X. [n, V].
+        log_sums: [1 or 2, n, 1].
+        expected: e_t. [n, 1].
+        grad: Of the statistics. [1 to 3, n, 1].
+        expectation: X, or None.
+        dtype: Of the result.
     """
     if expectation == "policy":
         log_ratio = torch.sub(logits, ref_logits, out=ref_logits).sub_(log_sums[0] - log_sums[1] + expected)
-        return log_ratio.mul_(grad[2]).sub_(grad[0]).mul_(logits.sub_(log_sums[0]).exp_())
+        return log_ratio.mul_(grad[2]).sub_(grad[0]).mul_(logits.sub_(log_sums[0]).exp_()).to(dtype)
     probs = logits.sub_(log_sums[0]).exp_()
     if expectation is None:
-        return probs.mul_(-grad[0])
+        return probs.mul_(-grad[0]).to(dtype)
     ref_probs = ref_logits.sub_(log_sums[1]).exp_()
-    return ref_probs.mul_(grad[2]).addcmul_(probs, grad[0] + grad[2], value=-1)
+    return ref_probs.mul_(grad[2]).addcmul_(probs, grad[0] + grad[2], value=-1).to(dtype)
+
+
+_fused_summary, _fused_grad_logits = fused(_summary), fused(_grad_logits)
+
+
+def _fuses(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _rows_per_chunk(vocabulary: int, device: torch.device) -> int:
-    budget = _WORKSPACE.get(device.type, _WORKSPACE["cpu"])
-    if device.type == "cuda":
-        budget = min(budget, torch.cuda.mem_get_info(device)[0] // 8)
+    budget = min(_WORKSPACE.get(device.type, _WORKSPACE["cpu"]), _free_memory(device) // 8)
     return max(_MIN_ROWS, budget // (3 * 4 * vocabulary))
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that an allocation on `device` may still take."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
 
 
 def _accurate(*tensors: Tensor | None) -> torch.dtype:

@@ -1,0 +1,46 @@
+"""Arithmetic over whole chunks of logits as few GPU kernels, with the plain code to fall back to."""
+
+import logging
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("sparsepo_plugin")
+
+
+def fused(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """`plain`, compiled at its first call, and for all shapes at once.
+
+    What does not compile, as without Triton or a C compiler, is warned of once and runs as written.
+
+    Args:
+        plain: A function of two [n, V] tensors of logits, the second of which may be None, and of what else it needs.
+            It may overwrite them. The compiled one does not: it reads them and writes nothing but its results.
+    """
+
+    def on_copies(logits: Tensor, ref_logits: Tensor | None, *rest: Any) -> Any:
+        # The compiler removes copies that do not outlive the function, and with them the writes to their originals.
+        return plain(logits.clone(), None if ref_logits is None else ref_logits.clone(), *rest)
+
+    # At the first call: loading the compiler takes seconds.
+    compiled = cache(lambda: torch.compile(on_copies, dynamic=True, fullgraph=True))
+    broken = False
+
+    @wraps(plain)
+    def run(logits: Tensor, *rest: Any) -> Any:
+        nonlocal broken
+        # One row would be compiled again, and so would every pattern of strides.
+        if broken or len(logits) == 1:
+            return plain(logits, *rest)
+        try:
+            return compiled()(logits, *(x.contiguous() if isinstance(x, Tensor) else x for x in rest))
+        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+            broken = True
+            reason = str(error).strip().splitlines()[0]
+            logger.warning("the vocabulary arithmetic is not fused, which costs time: %s", reason)
+            return plain(logits, *rest)
+
+    return run
