@@ -7,6 +7,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import torch
+from shapes import Shape
 from torch import Tensor, nn
 from torch.profiler import record_function
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -21,39 +22,6 @@ from openrlhf.models import Actor, DPOLoss  # noqa: E402 (from the patched copy,
 from openrlhf.trainer.dpo_trainer import DPOTrainer  # noqa: E402
 
 BETA = 0.1
-
-
-@dataclass(frozen=True)
-class Size:
-    """A Llama-style decoder with tied embeddings."""
-
-    name: str
-    width: int
-    inner: int
-    layers: int
-    heads: int
-
-
-SMALL = Size("small", 256, 688, 6, 4)
-PYTHIA = Size("Pythia-1.4B class", 2048, 5504, 24, 16)
-SEVEN_B = Size("7B class", 4096, 11008, 32, 32)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One batch: pairs of a prompt with two responses, all of the same length, and the model that reads it."""
-
-    pairs: int
-    prompt: int
-    response: int
-    vocab: int
-    packed: bool = False
-    lora: bool = False
-    size: Size = SMALL
-
-    def __str__(self) -> str:
-        extras = (", packed" if self.packed else "") + (", LoRA" if self.lora else "")
-        return f"{self.pairs} × {self.prompt} × {self.response}, V {self.vocab:,}{extras}"
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from shapes import FIRST, PYTHIA, SECOND, SEVEN_B, THIRD
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-# pairs, prompt, response, vocabulary: the largest time and memory that a dense step may cost of OpenRLHF's DPO step.
-BARS = {
-    ("4", "256", "64", "32000"): (0.55, 0.45),
-    ("4", "64", "192", "32000"): (0.90, 0.60),
-    ("2", "256", "64", "128256"): (0.40, 0.35),
-}
-SECOND = ("4", "64", "192", "32000")
+# The largest time and memory that a dense step may cost of OpenRLHF's DPO step.
+BARS = {FIRST: (0.55, 0.45), SECOND: (0.90, 0.60), THIRD: (0.40, 0.35)}
 AXES = {
     "response": "response tokens",
     "vocabulary": "vocabulary",
@@ -93,22 +89,50 @@ def parts_table(rows: list[Row], measurement: str) -> str:
     return table(["part", "seconds", "share", "peak memory"], sized)
 
 
+def floor_table() -> str:
+    """GFLOP of a step's matrix products, OpenRLHF's DPO and ours, and the size of its logits in float32."""
+    cells = []
+    for batch in BARS:
+        tokens, responses = (2 * batch.pairs * length for length in (batch.prompt + batch.response, batch.response))
+        models = 8 * batch.size.body * tokens
+        theirs, ours = (per_row * batch.size.width * batch.vocab for per_row in (8 * tokens, 12 * responses))
+        counts = [f"{tokens:,}", f"{responses:,}", *(f"{flop / 1e9:.0f}" for flop in (models, theirs, ours))]
+        logits = f"{4 * tokens * batch.vocab / 1e6:.0f} MB"
+        cells.append([str(batch), *counts, f"{(models + ours) / (models + theirs):.2f}", logits])
+    header = ["T", "N", "models", "vocabulary, OpenRLHF", "vocabulary, ours", "ratio of all", "one [T, V] tensor"]
+    return table(["pairs × prompt × response, V", *header], cells)
+
+
+def hidden_rows_table() -> str:
+    """Bytes of the hidden rows that a mask over all layers reads, in bf16: 2·L·N·d."""
+    cells = [
+        [
+            size.name,
+            str(size.layers),
+            f"{size.width:,}",
+            f"{rows:,}",
+            f"{2 * size.layers * rows * size.width / 2**30:.2f} GiB",
+        ]
+        for size in (PYTHIA, SEVEN_B)
+        for rows in (2048, 8192, 32768)
+    ]
+    return table(["model", "L", "d", "N, response tokens of a micro-batch", "rows"], cells)
+
+
 def bars(rows: list[Row], parts: list[Row]) -> list[tuple[str, float, float]]:
     """Name, limit and measured value of each bar that the measured rows speak of."""
     cost = {
-        (tuple(row[key] for key in ("pairs", "prompt", "response", "vocab")), label(row)): row
-        for row in rows
-        if row["baseline"] == "openrlhf_dpo" and row["packed"] == row["lora"] == "False" and row["device"] == "cpu"
+        (shape(row), label(row)): row for row in rows if row["baseline"] == "openrlhf_dpo" and row["device"] == "cpu"
     }
     found = []
-    for key, (time, memory) in BARS.items():
-        name, dense = " × ".join(key[:3]) + f", {key[3]}", cost[key, "`learned` shared"]
-        found.append((f"{name}: time", time, float(dense["time_ratio"])))
-        found.append((f"{name}: memory", memory, float(dense["memory_ratio"])))
+    for batch, (time, memory) in BARS.items():
+        dense = cost[str(batch), "`learned` shared"]
+        found.append((f"{batch}: time", time, float(dense["time_ratio"])))
+        found.append((f"{batch}: memory", memory, float(dense["memory_ratio"])))
         for other, limit in (("`learned` independent", 1.05), ("`activation`", 1.15)):
-            ratio = float(cost[key, other]["seconds"]) / float(dense["seconds"])
-            found.append((f"{name}: {other} to shared, time", limit, ratio))
-    sparse, dense = (cost[SECOND, name] for name in ("`learned` shared, 80% zero", "`learned` shared"))
+            ratio = float(cost[str(batch), other]["seconds"]) / float(dense["seconds"])
+            found.append((f"{batch}: {other} to shared, time", limit, ratio))
+    sparse, dense = (cost[str(SECOND), name] for name in ("`learned` shared, 80% zero", "`learned` shared"))
     found.append(("80% zero to dense, second shape, time", 0.85, float(sparse["seconds"]) / float(dense["seconds"])))
     vocabulary = {row["part"]: float(row["share"]) for row in parts if row["measurement"] == "vocabulary"}
     return [*found, ("80% zero to dense, vocabulary part, time", 0.3, vocabulary["80% sparse"])]
@@ -154,6 +178,8 @@ def sections(results: Path) -> list[tuple[Path, str, str]]:
         (ROOT / "README.md", "cost", short_table(cost)),
         (page, "cost", f"{cost_table(cost)}\n\nMeasured on {hardware(cost)}"),
         (page, "bars", bars_table(results)),
+        (performance, "floor", floor_table()),
+        (performance, "hidden rows", hidden_rows_table()),
         (performance, "profile", parts_table(parts, "profile")),
         (performance, "vocabulary", parts_table(parts, "vocabulary")),
         (performance, "tried", parts_table(parts, "tried")),

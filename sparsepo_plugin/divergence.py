@@ -169,11 +169,12 @@ class _Projection:
     def __init__(
         self, weight: Tensor, bias: Tensor | None, hidden_dtype: torch.dtype, dtype: torch.dtype, rows: int
     ) -> None:
-        native = weight.is_cuda and dtype == torch.float32 and weight.dtype == hidden_dtype
+        gpu = _is_gpu(weight.device)
+        native = gpu and dtype == torch.float32 and weight.dtype == hidden_dtype
         self.weight = weight.detach() if native else weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.dtype = dtype
-        self.buffer = None if weight.is_cuda else self.weight.new_empty(rows, len(weight))
+        self.buffer = None if gpu else self.weight.new_empty(rows, len(weight))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of a chunk, [n, d] -> [n, V], valid until the next call."""
@@ -270,6 +271,10 @@ _fused_summary, _fused_grad_logits = fused(_summary), fused(_grad_logits)
 
 
 def _fuses(device: torch.device) -> bool:
+    return _is_gpu(device)
+
+
+def _is_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
@@ -280,7 +285,7 @@ def _rows_per_chunk(vocabulary: int, device: torch.device) -> int:
 
 def _free_memory(device: torch.device) -> int:
     """Bytes that an allocation on `device` may still take."""
-    if device.type != "cuda":
+    if not _is_gpu(device):
         return psutil.virtual_memory().available
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + cached

@@ -39,7 +39,7 @@ def fused(plain: Callable[..., Any]) -> Callable[..., Any]:
             return compiled()(logits, *(x.contiguous() if isinstance(x, Tensor) else x for x in rest))
         except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             broken = True
-            reason = str(error).strip().splitlines()[0]
+            reason = " ".join(str(error).strip().splitlines()[:2])
             logger.warning("the vocabulary arithmetic is not fused, which costs time: %s", reason)
             return plain(logits, *rest)
 

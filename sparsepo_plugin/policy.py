@@ -45,6 +45,7 @@ class MaskedPolicy(nn.Module):
         objective = objective or SparsePO(expectation=config.expectation)
         self.reads_reference, self.expectation = objective.reference, objective.expectation
         self.needs = mask_head.needs if mask_head else frozenset()
+        self.reads = mask_head.reads if mask_head else {}
         self.shares_reference = reference is None and (self.reads_reference or bool(self.needs))
         if self.shares_reference and not hasattr(policy, "disable_adapter"):
             raise SparsePOError(
@@ -113,9 +114,8 @@ class MaskedPolicy(nn.Module):
                 self.policy,
                 lambda: self.policy(*args, **inputs),
                 tokens,
-                self.needs,
-                self.mask_head.sites if self.mask_head else (),
-                self.section.offload_features,
+                offload=self.section.offload_features,
+                **self.reads,
             )
 
     def _statistics(self, head: ResponseHead, rows: Tensor, reference_rows: Tensor | None, labels: Tensor) -> Tensor:

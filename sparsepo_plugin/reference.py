@@ -23,11 +23,13 @@ class ReferenceFeatures:
 
     Attributes:
         hidden_states: Output of each decoder layer, the last one after the final norm: what transformers calls
-            `hidden_states[1:]`. [L, N, d] in the model's dtype, or None if no mask asked for it.
+            `hidden_states[1:]`. [L, N, d] in the model's dtype, or None if no mask asked for it. When all masks
+            together read some layers only, these alone, in order; `layer` finds them.
         activations: Outputs of the hooked sites, averaged over features. float32 [G, N], or None.
         last_hidden: Input of the vocabulary head. [N, d].
         logps: log π_ref(y_t), if a mask asked for `token_rewards`. float32 [N].
         token_rewards: log π_oracle(y_t) − log π_ref(y_t) of an oracle model, or None. float32 [N].
+        hidden_layers: Which layers `hidden_states` holds, counted from 0; None for all.
     """
 
     hidden_states: Tensor | None = None
@@ -35,6 +37,11 @@ class ReferenceFeatures:
     last_hidden: Tensor | None = None
     logps: Tensor | None = None
     token_rewards: Tensor | None = None
+    hidden_layers: tuple[int, ...] | None = None
+
+    def layer(self, index: int) -> Tensor:
+        """Hidden states of one decoder layer, counted from 0. [N, d]."""
+        return self.hidden_states[index if self.hidden_layers is None else self.hidden_layers.index(index)]
 
 
 @torch.no_grad()
@@ -44,6 +51,7 @@ def collect_features(
     tokens: ResponseTokens,
     needs: frozenset[str] = frozenset(),
     sites: tuple[str, ...] = SITES,
+    hidden_layers: tuple[int, ...] | None = None,
     offload: bool = False,
 ) -> ReferenceFeatures:
     """Run the reference once and keep the rows of response tokens; its vocabulary head never runs.
@@ -57,27 +65,29 @@ def collect_features(
         needs: What masks ask for; `last_hidden` always comes. `token_rewards` brings `logps` alone, the oracle's
             share is another model's.
         sites: Kinds of site that `activations` covers, one row per kind and layer.
+        hidden_layers: Layers that `hidden_states` covers, counted from 0 and in order; None for all.
         offload: Keep `hidden_states` in host memory.
 
     Raises:
         SparsePOError: the decoder's layers or sites cannot be found.
     """
-    layers = decoder_layers(model) if needs & {"hidden_states", "activations"} else []
+    decoder = decoder_layers(model) if needs & {"hidden_states", "activations"} else []
+    read = range(len(decoder)) if hidden_layers is None else hidden_layers
     activations: list[Tensor] = []
-    features = ReferenceFeatures()
-    rows, layer = tokens.rows, count()
+    features = ReferenceFeatures(hidden_layers=hidden_layers)
+    rows, place = tokens.rows, count()
 
     def keep(hidden: Tensor) -> None:
         """Copy one layer's rows to their place; in one allocation, because two of this size might not fit."""
         picked = _pick(hidden, rows)
         if features.hidden_states is None:
-            shape, device = (len(layers), *picked.shape), "cpu" if offload else picked.device
+            shape, device = (len(read), *picked.shape), "cpu" if offload else picked.device
             features.hidden_states = torch.empty(shape, dtype=picked.dtype, device=device)
-        features.hidden_states[next(layer)] = picked
+        features.hidden_states[next(place)] = picked
 
     def capture(head: ResponseHead, hidden: Tensor) -> Tensor:
         features.last_hidden = last = _pick(hidden, rows)
-        if "hidden_states" in needs:
+        if "hidden_states" in needs and len(decoder) - 1 in read:
             keep(hidden)
         if "token_rewards" in needs:
             own = token_statistics(
@@ -90,9 +100,10 @@ def collect_features(
         hooks.enter_context(ResponseHead.of(model).serving(capture))
         if "hidden_states" in needs:
             # In place of the last layer's output stands what the head sees, after the final norm.
-            hooks.enter_context(_on_output(layers[:-1], keep))
+            inner = [layer for index, layer in enumerate(decoder[:-1]) if index in read]
+            hooks.enter_context(_on_output(inner, keep))
         if "activations" in needs:
-            modules = activation_sites(layers, sites)
+            modules = activation_sites(decoder, sites)
             average = lambda out: activations.append(_pick(out, rows).float().mean(-1))  # noqa: E731
             hooks.enter_context(_on_output(modules, average))
         forward()

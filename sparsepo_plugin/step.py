@@ -118,8 +118,10 @@ class PreferenceStep:
         """
         features = None
         if self.reference is not None:
-            needs, sites = (self.masks.needs, self.masks.sites) if self.masks else (frozenset(), ())
-            features = collect_features(self.reference, reference, tokens, needs, sites, self.config.offload_features)
+            reads = self.masks.reads if self.masks else {}
+            features = collect_features(
+                self.reference, reference, tokens, offload=self.config.offload_features, **reads
+            )
         inputs = {"tokens": tokens, "features": features, "every_row": every_row}
         if oracle is not None:
             inputs["oracle_logps"] = collect_features(*oracle, tokens, frozenset({"token_rewards"})).logps

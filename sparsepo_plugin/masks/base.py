@@ -1,6 +1,7 @@
 """What every mask is, and the pair of them that training uses."""
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +22,14 @@ class TokenMask(nn.Module):
     Attributes:
         needs: What of `ReferenceFeatures` the mask reads: any of hidden_states, activations, last_hidden.
         sites: Kinds of site that `activations` should cover.
+        hidden_layers: Layers whose `hidden_states` the mask reads, counted from 0; None for all.
         zeros_have_gradient: Whether the mask may get a gradient where it is exactly zero, as with a straight-through
             estimator; where it cannot, such tokens may be left out of the vocabulary projections.
     """
 
     needs: frozenset[str] = frozenset()
     sites: tuple[str, ...] = SITES
+    hidden_layers: tuple[int, ...] | None = None
     zeros_have_gradient: bool = True
 
     def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> Tensor:
@@ -50,9 +53,11 @@ class MaskHead(nn.Module):
         return self.reward.needs | (self.kl.needs if self.kl else frozenset())
 
     @property
-    def sites(self) -> tuple[str, ...]:
-        """Kinds of activation site, the same for both masks."""
-        return self.reward.sites
+    def reads(self) -> dict[str, Any]:
+        """What the masks read, as arguments of `collect_features`."""
+        layers = [head.hidden_layers for head in self.children() if "hidden_states" in head.needs]
+        both = None if None in layers else tuple(sorted({index for read in layers for index in read}))
+        return {"needs": self.needs, "sites": self.reward.sites, "hidden_layers": both}
 
     @property
     def zeros_have_gradient(self) -> bool:

@@ -53,12 +53,12 @@ class LearnedMask(TokenMask):
         super().__init__()
         if max is not None and min >= max:
             raise SparsePOError(f"sparsepo.min: {min} must be below sparsepo.max: {max}")
-        self.layers = _layer_indices(layers, num_layers)
-        self.needs = frozenset({"last_hidden" if self.layers == [num_layers - 1] else "hidden_states"})
+        self.hidden_layers = _layer_indices(layers, num_layers)
+        self.needs = frozenset({"last_hidden" if self.hidden_layers == (num_layers - 1,) else "hidden_states"})
         self.layer_norm, self.binary, self.min, self.max = layer_norm, activation == "binary", min, max
         self.zeros_have_gradient = self.binary
         self.dropout = nn.Dropout(dropout)
-        count = len(self.layers)
+        count = len(self.hidden_layers)
         self.inner = nn.Parameter(torch.empty(count, hidden_size, hidden_size)) if depth == 2 else None
         self.weight = nn.Parameter(torch.empty(count, hidden_size))
         self.bias = nn.Parameter(torch.empty(count))
@@ -86,12 +86,12 @@ class LearnedMask(TokenMask):
     def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> Tensor:
         """Mask of each response token. float32 [N] (float64 for float64 features)."""
         if self.merge is None:
-            hidden = features.last_hidden if "last_hidden" in self.needs else features.hidden_states[self.layers[0]]
+            hidden = features.last_hidden if "last_hidden" in self.needs else features.layer(self.hidden_layers[0])
             return self._bound(self._activate(self._layer_mask(hidden, 0)))
         total = 0
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.hidden_layers):
             # Checkpointed: else every layer's normalised float32 rows would wait for the backward.
-            mask = checkpoint(self._layer_mask, features.hidden_states[layer], index, use_reentrant=False)
+            mask = checkpoint(self._layer_mask, features.layer(layer), index, use_reentrant=False)
             total = total + self.merge[index].to(mask.dtype) * mask.relu()
         return self._bound(self._activate(total))
 
@@ -114,9 +114,9 @@ class LearnedMask(TokenMask):
         return mask + ((mask > 0).to(mask.dtype) - mask).detach()
 
 
-def _layer_indices(layers: str | list[int], num_layers: int) -> list[int]:
+def _layer_indices(layers: str | list[int], num_layers: int) -> tuple[int, ...]:
     if isinstance(layers, str):
-        return list(range(num_layers)) if layers == "all" else [num_layers - 1]
+        return tuple(range(num_layers)) if layers == "all" else (num_layers - 1,)
     if not layers or any(not -num_layers <= layer < num_layers for layer in layers):
         raise SparsePOError(f"sparsepo.layers: {layers}, allowed are all, last, or a list from 0 to {num_layers - 1}")
-    return sorted({layer % num_layers for layer in layers})
+    return tuple(sorted({layer % num_layers for layer in layers}))

@@ -57,6 +57,10 @@ def check(config, tmp_path):
         ({"sparsepo": {"layers": [5]}}, ("sparsepo.layers", "from 0 to 1")),
         ({"ds": {"packing_samples": True, "ring_attn_size": 2}}, ("ds.ring_attn_size", "ring_flash_attn")),
         ({"ref": {"share": True}}, ("ref.share", "ds.lora.rank")),
+        (
+            {"sparsepo": {"metrics_every": 5}, "model": {"nll_loss_coef": 0.1}},
+            ("sparsepo.metrics_every", "no effect", "model.nll_loss_coef"),
+        ),
         ({"optim": "muon"}, ("optim: muon", "sparsepo.mask_lr")),
         ({"ds": {"lora": {"rank": 4}}, "ref": {"offload": True}}, ("ref.offload", "no effect")),
     ],

@@ -5,13 +5,16 @@ float32 from the rounded inputs, so statistics of magnitude up to about 10 agree
 input's dtype, so it is off by half a unit of that dtype's last place relative to the largest entry, and a bit more.
 """
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsepo_plugin import SparsePOError, TokenStatistics, token_statistics
+from sparsepo_plugin import SparsePOError, TokenStatistics, divergence, token_statistics
+from sparsepo_plugin.fused import fused
 
 EXPECTATIONS = ("reference", "policy")
 GRADIENT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
@@ -224,19 +227,25 @@ def test_autocast_does_not_lower_the_precision():
         assert torch.equal(got, want)
 
 
-class _Largest(TorchDispatchMode):
-    """Most elements of any tensor that any operation returns."""
+class _Operations(TorchDispatchMode):
+    """Names of all operations, and the tensors' shapes that they returned, by dtype."""
 
     def __init__(self):
         super().__init__()
-        self.elements = 0
+        self.names, self.shapes = [], {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        self.names.append(str(func))
         for x in out if isinstance(out, tuple | list) else [out]:
             if isinstance(x, torch.Tensor):
-                self.elements = max(self.elements, x.numel())
+                self.shapes.setdefault(x.dtype, []).append(x.shape)
         return out
+
+    @property
+    def largest(self):
+        """Most elements of any tensor."""
+        return max(shape.numel() for shapes in self.shapes.values() for shape in shapes)
 
 
 @pytest.mark.parametrize("expectation", EXPECTATIONS)
@@ -246,12 +255,12 @@ def test_no_tensor_of_rows_times_vocabulary(expectation):
     args = inputs(rows, vocabulary, width, width, dtype=torch.float32)
     saved = []
     with (
-        _Largest() as largest,
+        _Operations() as operations,
         torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x.numel()), x)[1], lambda x: x),
     ):
         stats = run(args, expectation, chunk)
         torch.autograd.grad(torch.stack(stats).sum(), args[:3])
-    assert largest.elements == max(chunk * vocabulary, vocabulary * width)
+    assert operations.largest == max(chunk * vocabulary, vocabulary * width)
     assert max(saved) == vocabulary * width
     assert sum(saved) <= 2 * (rows * width + vocabulary * width + vocabulary) + 4 * rows
 
@@ -259,10 +268,45 @@ def test_no_tensor_of_rows_times_vocabulary(expectation):
 def test_default_chunk_bounds_the_logits():
     """On CPU three [rows, V] buffers of float32 share 48 MiB, but a chunk has at least 64 rows: here 128 and 64."""
     for vocabulary, rows in ((1 << 15, 128), (1 << 17, 64)):
-        with _Largest() as largest:
+        with _Operations() as operations:
             shape = {"rows": 200, "vocabulary": vocabulary, "width": 1, "ref_width": 1}
             run(inputs(**shape, dtype=torch.float32, bias="none"), "reference")
-        assert largest.elements == rows * vocabulary
+        assert operations.largest == rows * vocabulary
+
+
+@pytest.mark.parametrize(("rows", "chunk_size"), [(7, 3), (6, None), (1, None)])
+@pytest.mark.parametrize("expectation", EXPECTATIONS)
+@pytest.mark.usefixtures("compiler")
+def test_fused_equals_plain(expectation, rows, chunk_size, monkeypatch):
+    """What runs on a GPU, compiled for the CPU here."""
+    calls = []
+    for plain_function in (divergence._summary, divergence._grad_logits):
+        compiled = fused(plain_function)
+        spy = lambda *args, f=compiled: (calls.append(f.__name__), f(*args))[1]  # noqa: E731
+        monkeypatch.setattr(divergence, f"_fused{plain_function.__name__}", spy)
+    monkeypatch.setattr(divergence, "_fuses", lambda device: True)
+    compare(inputs(rows), expectation, chunk_size)
+    chunks = -(-rows // (chunk_size or rows))
+    assert calls == ["_summary"] * chunks + ["_grad_logits"] * chunks
+
+
+@pytest.mark.parametrize("expectation", EXPECTATIONS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gpus_multiply_16_bits_as_they_are(expectation, dtype, monkeypatch):
+    """On tensors without data: shapes and dtypes of the GPU's road, and that no weight is converted on it."""
+    monkeypatch.setattr(divergence, "_is_gpu", lambda device: device.type == "meta")
+    monkeypatch.setattr(divergence, "_fuses", lambda device: False)
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())  # it knows no such device
+    rows, vocabulary, width = 9, 40, 6
+    args = [x.detach().to("meta").requires_grad_(x.requires_grad) for x in inputs(rows, vocabulary, width, 5, dtype)]
+    with _Operations() as operations:
+        stats = run(args, expectation, 4)
+    assert {x.dtype for x in stats} == {torch.float32}
+    assert (vocabulary, width) not in operations.shapes[torch.float32]
+    assert operations.names.count("aten.mm.dtype") == 2 * 3
+    assert "aten.mm.default" not in operations.names
+    grads = torch.autograd.grad(torch.stack(stats).sum(), args[:3])
+    assert [(g.dtype, g.shape) for g in grads] == [(x.dtype, x.shape) for x in args[:3]]
 
 
 @pytest.mark.parametrize(

@@ -275,9 +275,28 @@ def test_activation_of_two_tokens_that_the_sites_disagree_on():
 
 def test_activation_sites_reach_the_features():
     head = build(mask="activation", sites=["residual", "attention"])
-    assert head.sites == ("residual", "attention")
-    assert head.needs == {"activations"}
-    assert build(mask="activation").sites == SITES
+    assert head.reads == {"needs": {"activations"}, "sites": ("residual", "attention"), "hidden_layers": ()}
+    assert build(mask="activation").reads["sites"] == SITES
+
+
+def test_layers_reach_the_features():
+    """Those of both masks together; the last one comes from elsewhere when a mask reads nothing else."""
+    assert build(mask="learned").reads["hidden_layers"] == (0, 1, 2)
+    assert build(mask="learned", layers=[-2]).reads["hidden_layers"] == (1,)
+    two = build(mask="learned", shared=False, reward={"layers": [2, 0]}, kl={"layers": [1, 2]})
+    assert two.reads["hidden_layers"] == (0, 1, 2)
+    assert build(mask="learned", shared=False, reward={"layers": [0]}, kl={"layers": "last"}).reads == {
+        "needs": {"hidden_states", "last_hidden"},
+        "sites": SITES,
+        "hidden_layers": (0,),
+    }
+
+
+@pytest.mark.parametrize("read", [[0], [1], [0, 2], [1, 2]])
+def test_a_mask_of_some_layers_needs_only_their_rows(read):
+    mask, whole = learned(layers=read), features()
+    some = ReferenceFeatures(whole.hidden_states[read], hidden_layers=tuple(read))
+    assert torch.equal(mask(some, TOKENS), mask(whole, TOKENS))
 
 
 def test_masks_that_need_different_sites_are_refused():

@@ -53,6 +53,15 @@ def test_hidden_states_are_those_of_transformers(model, pairs):
     assert not features.hidden_states.requires_grad
 
 
+@pytest.mark.parametrize("read", [(0,), (0, LAYERS - 1), (LAYERS - 1,)])
+def test_only_layers_that_are_read_are_kept(model, pairs, read):
+    whole, inputs = collect(model, pairs), (model, lambda: model(**pairs.inputs), pairs.tokens)
+    some = collect_features(*inputs, frozenset({"hidden_states"}), hidden_layers=read)
+    assert len(some.hidden_states) == len(read)
+    for layer in read:
+        assert torch.equal(some.layer(layer), whole.layer(layer))
+
+
 def test_head_of_last_hidden_gives_the_logits(model, pairs):
     last_hidden = collect(model, pairs, frozenset()).last_hidden
     head = model.get_output_embeddings()

@@ -14,6 +14,7 @@ from ...masks import build_masks
 from ...step import PreferenceStep
 
 _DEFAULT_BETA = 0.1  # OpenRLHF's
+_LEAST_COEF = 1e-8  # below, OpenRLHF leaves an extra loss out
 _FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".py")
 
 
@@ -49,6 +50,9 @@ def refuse_flags(args: SimpleNamespace, step: PreferenceStep) -> None:
         ),
         f"ref.model_name_or_path, ref.share and ref.offload have no effect: loss: {loss} reads no reference": (
             not reads_reference and (other_reference or args.ref.share is not None or args.ref.offload)
+        ),
+        f"{loss}.metrics_every has no effect with model.nll_loss_coef, whose loss reads every token": (
+            step.config.metrics_every and args.model.nll_loss_coef > _LEAST_COEF
         ),
         "ds.tensor_parallel_size: must be 1, the vocabulary head is used row by row and cannot be split": (
             args.ds.tensor_parallel_size > 1
@@ -97,7 +101,7 @@ def check_models(args: SimpleNamespace, config: SparsePOConfig, reads_reference:
             raise SparsePOError(
                 f"{flag}: {model.model_type} is a vision model; loss: {config.loss} takes text decoders"
             )
-        if args.model.aux_loss_coef > 1e-8 and not hasattr(model, "output_router_logits"):
+        if args.model.aux_loss_coef > _LEAST_COEF and not hasattr(model, "output_router_logits"):
             raise SparsePOError(f"model.aux_loss_coef has no effect: {model.model_type} has no expert router")
     with torch.device("meta"):
         masks = build_masks(config, model.hidden_size, model.num_hidden_layers, args.train.seed)

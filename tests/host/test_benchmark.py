@@ -1,0 +1,64 @@
+"""The benchmark compares steps that compute the same thing: hosts' own losses against ours on its batches.
+
+float32; steps sum tokens and rows in different orders: 1e-5, relative.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import json
+from dataclasses import replace
+from contestants import Arena, Ours
+from shapes import Shape, Size
+import torch
+
+shape = Shape(2, 8, 5, 64, size=Size("tiny", 16, 32, 2, 2))
+found = {}
+for name, batch in {"padded": shape, "packed": replace(shape, packed=True), "lora": replace(shape, lora=True)}.items():
+    arena = Arena(batch, "cpu")
+    losses = {"openrlhf_dpo": arena.openrlhf_dpo(), "plain": arena.plain()}
+    losses |= {key: arena.ours(Ours(key)) for key in ("dpo", "simpo", "sepo")}
+    losses |= {key: arena.ours(Ours(mask=key)) for key in ("uniform", "learned", "activation")}
+    for key, loss in losses.items():
+        arena.policy.zero_grad()
+        value = loss()
+        value.backward()
+        norm = sum(p.grad.double().square().sum() for p in arena.policy.parameters() if p.grad is not None).sqrt()
+        found[f"{name} {key}"] = [value.item(), norm.item()]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found():
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "benchmarks"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_hosts_and_ours_compute_the_same(found, layout):
+    """Loss and gradient norm: OpenRLHF's DPO is `dpo`, and the authors' arithmetic is `uniform` masks of 1."""
+    assert found[f"{layout} dpo"] == pytest.approx(found[f"{layout} openrlhf_dpo"], rel=1e-5)
+    assert found[f"{layout} uniform"] == pytest.approx(found[f"{layout} plain"], rel=1e-5)
+    assert found[f"{layout} dpo"] != pytest.approx(found[f"{layout} uniform"], rel=1e-5)
+
+
+def test_packed_is_padded(found):
+    for key in ("dpo", "simpo", "sepo", "uniform", "learned", "activation"):
+        assert found[f"packed {key}"] == pytest.approx(found[f"padded {key}"], rel=1e-5), key
+
+
+def test_with_lora_the_reference_is_the_policy(found):
+    """A fresh adapter changes nothing, so the loss is log 2 and only its gradient is not zero."""
+    for key in ("dpo", "uniform", "learned", "activation"):
+        loss, norm = found[f"lora {key}"]
+        assert loss == pytest.approx(0.6931472, abs=1e-6)
+        assert norm > 0
