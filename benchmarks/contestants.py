@@ -124,7 +124,7 @@ class Arena:
         step = PreferenceStep(SparsePOConfig.from_section(ours.section, ours.objective), BETA)
         # With LoRA the reference is the policy with its adapter off, as in a run.
         reference = self.reference if step.reads_reference and not self.shape.lora else None
-        policy = step.wrap(self.policy, reference)
+        policy = step.wrap(self.policy, reference).to(self.ids.device)
         inputs = {"attention_mask": self.attention, "return_output": True}
         run_policy = partial(self._actor(policy), self.ids, **inputs)
         run_reference = partial(self._actor(reference), self.ids, **inputs) if reference else None

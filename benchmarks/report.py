@@ -173,6 +173,8 @@ def fill(path: Path, name: str, text: str) -> None:
 def sections(results: Path) -> list[tuple[Path, str, str]]:
     """File, name and text of every section that comes from the CSV files."""
     cost, parts = read(results / "step_cost_cpu.csv"), read(results / "parts_cpu.csv")
+    if (gpu := results / "step_cost_cuda.csv").exists():
+        cost = [row for row in cost if row["device"] == "cpu"] + read(gpu)
     page, performance = ROOT / "benchmarks/README.md", ROOT / "docs/performance.md"
     return [
         (ROOT / "README.md", "cost", short_table(cost)),

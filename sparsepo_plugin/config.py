@@ -49,7 +49,9 @@ class SparsePOConfig(BaseModel):
         1e-3, description="learning rate of the masks, absolute, or `policy`"
     )
     mask_weight_decay: float = Field(0.01, ge=0, description="weight decay of the masks")
-    chunk_size: PositiveInt | None = Field(None, description="rows per vocabulary projection; by default from V")
+    chunk_size: PositiveInt | None = Field(
+        None, description="rows per vocabulary projection; by default from V and free memory"
+    )
     metrics_every: PositiveInt | None = Field(
         None, description="steps between metrics that need every token; by default the host's logging interval"
     )

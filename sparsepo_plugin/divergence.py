@@ -12,7 +12,8 @@ from .fused import fused
 
 Expectation = Literal["reference", "policy"]
 
-# Logits of both models and one temporary are alive at once, [rows, V] each; this many bytes of them together at most.
+# Logits of both models and one temporary are alive at once, [rows, V] each; this many bytes of them together,
+# or _MIN_ROWS rows.
 _WORKSPACE = {"cpu": 48 << 20, "cuda": 1 << 30}
 _MIN_ROWS = 64  # below, the vocabulary projection is read more often than it is worth
 
@@ -125,6 +126,12 @@ class _TokenStatistics(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        with torch.autocast(grad.device.type, enabled=False):
+            return _TokenStatistics.gradients(ctx, grad)
+
+    @staticmethod
+    def gradients(ctx, grad):
+        """What `backward` returns, in full precision."""
         hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels, log_sums, expected = ctx.saved_tensors
         policy = _Projection(weight, bias, hidden.dtype, grad.dtype, ctx.chunk_size)
         read = ref_hidden if ctx.expectation else None
@@ -141,10 +148,10 @@ class _TokenStatistics(torch.autograd.Function):
                 log_sums[:, chunk, None],
                 expected[chunk, None],
                 grad[:, chunk, None],
+                labels[chunk],
                 ctx.expectation,
                 policy.weight.dtype,
             )
-            grad_logits[torch.arange(len(grad_logits), device=grad.device), labels[chunk]] += grad[0, chunk]
             if wants_hidden:
                 grad_hidden[chunk] = _product(grad_logits, policy.weight, grad.dtype)
             if wants_weight:
@@ -241,10 +248,11 @@ def _grad_logits(
     log_sums: Tensor,
     expected: Tensor,
     grad: Tensor,
+    labels: Tensor,
     expectation: Expectation | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Gradient with respect to the policy's logits z of a chunk, but for the label's own; overwrites the logits.
+    """Gradient with respect to the policy's logits z of a chunk, [n, V]; overwrites the logits.
 
     ∂ log π(y)/∂z = δ_y − π; ∂e/∂z = π_ref − π for X = reference, π·(log π − log π_ref − e) for X = policy.
 
@@ -254,17 +262,21 @@ def _grad_logits(
         log_sums: [1 or 2, n, 1].
         expected: e_t. [n, 1].
         grad: Of the statistics. [1 to 3, n, 1].
+        labels: [n].
         expectation: X, or None.
         dtype: Of the result.
     """
     if expectation == "policy":
         log_ratio = torch.sub(logits, ref_logits, out=ref_logits).sub_(log_sums[0] - log_sums[1] + expected)
-        return log_ratio.mul_(grad[2]).sub_(grad[0]).mul_(logits.sub_(log_sums[0]).exp_()).to(dtype)
-    probs = logits.sub_(log_sums[0]).exp_()
-    if expectation is None:
-        return probs.mul_(-grad[0]).to(dtype)
-    ref_probs = ref_logits.sub_(log_sums[1]).exp_()
-    return ref_probs.mul_(grad[2]).addcmul_(probs, grad[0] + grad[2], value=-1).to(dtype)
+        total = log_ratio.mul_(grad[2]).sub_(grad[0]).mul_(logits.sub_(log_sums[0]).exp_())
+    elif expectation == "reference":
+        probs, ref_probs = logits.sub_(log_sums[0]).exp_(), ref_logits.sub_(log_sums[1]).exp_()
+        total = ref_probs.mul_(grad[2]).addcmul_(probs, grad[0] + grad[2], value=-1)
+    else:
+        total = logits.sub_(log_sums[0]).exp_().mul_(-grad[0])
+    # Before rounding to 16 bits: for a confident token 1 − π is what is left of two numbers near 1.
+    total[torch.arange(len(labels), device=labels.device), labels] += grad[0, :, 0]
+    return total.to(dtype)
 
 
 _fused_summary, _fused_grad_logits = fused(_summary), fused(_grad_logits)
@@ -279,7 +291,10 @@ def _is_gpu(device: torch.device) -> bool:
 
 
 def _rows_per_chunk(vocabulary: int, device: torch.device) -> int:
-    budget = min(_WORKSPACE.get(device.type, _WORKSPACE["cpu"]), _free_memory(device) // 8)
+    budget = _WORKSPACE.get(device.type, _WORKSPACE["cpu"])
+    # Free memory differs from step to step, and with the rows the order of sums.
+    if not torch.are_deterministic_algorithms_enabled():
+        budget = min(budget, _free_memory(device) // 8)
     return max(_MIN_ROWS, budget // (3 * 4 * vocabulary))
 
 

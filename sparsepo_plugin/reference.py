@@ -69,10 +69,12 @@ def collect_features(
         offload: Keep `hidden_states` in host memory.
 
     Raises:
-        SparsePOError: the decoder's layers or sites cannot be found.
+        SparsePOError: the decoder's layers or sites cannot be found, or it has no such layer.
     """
     decoder = decoder_layers(model) if needs & {"hidden_states", "activations"} else []
-    read = range(len(decoder)) if hidden_layers is None else hidden_layers
+    read = range(len(decoder)) if hidden_layers is None or "hidden_states" not in needs else hidden_layers
+    if any(not 0 <= index < len(decoder) for index in read):
+        raise SparsePOError(f"hidden_layers: {tuple(read)}, allowed are 0 to {len(decoder) - 1}")
     activations: list[Tensor] = []
     features = ReferenceFeatures(hidden_layers=hidden_layers)
     rows, place = tokens.rows, count()

@@ -223,7 +223,11 @@ def test_autocast_does_not_lower_the_precision():
     args = inputs(dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         stats = run(args, "reference")
-    for got, want in zip(stats, run(args, "reference"), strict=True):
+        grads = torch.autograd.grad(objective(stats), args[:3])
+    expected = run(args, "reference")
+    for got, want in zip(stats, expected, strict=True):
+        assert torch.equal(got, want)
+    for got, want in zip(grads, torch.autograd.grad(objective(expected), args[:3]), strict=True):
         assert torch.equal(got, want)
 
 
@@ -290,6 +294,57 @@ def test_fused_equals_plain(expectation, rows, chunk_size, monkeypatch):
     assert calls == ["_summary"] * chunks + ["_grad_logits"] * chunks
 
 
+@pytest.mark.parametrize("expectation", [*EXPECTATIONS, None])
+@pytest.mark.usefixtures("compiler")
+def test_two_graphs_serve_all_batches(expectation, monkeypatch):
+    """One chunk, then several, with a short last one: nothing is compiled again in the middle of a run."""
+    for plain_function in (divergence._summary, divergence._grad_logits):
+        monkeypatch.setattr(divergence, f"_fused{plain_function.__name__}", fused(plain_function))
+    monkeypatch.setattr(divergence, "_is_gpu", lambda device: True)
+    torch._dynamo.utils.counters.clear()
+    for rows, vocabulary, chunk_size in ((6, 30, 100), (11, 30, 4), (9, 50, 8), (20, 50, 20)):
+        hidden, weight, _, ref_hidden, ref_weight, _, labels = inputs(rows, vocabulary)
+        reference = (ref_hidden, ref_weight) if expectation else (None, None)
+        stats = token_statistics(hidden, weight, *reference, labels, expectation=expectation, chunk_size=chunk_size)
+        sum(x.sum() for x in stats if x is not None).backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.parametrize("fuses", [False, True])
+@pytest.mark.parametrize("expectation", EXPECTATIONS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2**-7), (torch.float16, 2**-9)])
+@pytest.mark.usefixtures("compiler")
+def test_confident_tokens_on_a_gpu(expectation, dtype, tolerance, fuses, monkeypatch):
+    """Row by row, where 1 − π is small: the label's gradient is what is left of two numbers near 1 before rounding.
+
+    The GPU's road with its one operation that a CPU lacks, a product of 16-bit matrices in float32, written out. Each
+    entry of the gradient of the logits is rounded once, by 2^-9 or 2^-12 of itself, and so is the result.
+    """
+    mm = torch.mm
+    monkeypatch.setattr(
+        *(torch, "mm"),
+        lambda a, b, out_dtype=None, out=None: mm(a.float(), b.float()) if out_dtype else mm(a, b, out=out),
+    )
+    for plain_function in (divergence._summary, divergence._grad_logits):
+        monkeypatch.setattr(divergence, f"_fused{plain_function.__name__}", fused(plain_function))
+    monkeypatch.setattr(divergence, "_is_gpu", lambda device: True)
+    monkeypatch.setattr(divergence, "_fuses", lambda device: fuses)
+    monkeypatch.setattr(divergence, "_free_memory", lambda device: 1 << 30)
+    _, weight, _, ref_hidden, ref_weight, _, labels = inputs(12, 200, 16, 16, dtype, bias="none")
+    # Hidden states along the label's own weight, ever further: π from 0.3 to nearly 1.
+    along = weight.detach()[labels].double()
+    scale = torch.linspace(6, 20, 12).double()[:, None] / along.square().sum(1, keepdim=True)
+    args = [(along * scale).to(dtype).requires_grad_(), weight, None, ref_hidden, ref_weight, None, labels]
+    exact = in_double(args)
+    stats, expected = run(args, expectation), plain(*exact, expectation)
+    assert 0.99 < expected.policy_logps.exp().max() < 1
+    for stat, want in ((stats.policy_logps, expected.policy_logps), (stats[2], expected[2])):
+        (got,) = torch.autograd.grad(stat.sum(), args[0], retain_graph=True)
+        (true,) = torch.autograd.grad(want.sum(), exact[0], retain_graph=True)
+        error = (got.double() - true).norm(dim=1) / true.norm(dim=1)
+        assert error.max() < tolerance, error
+
+
 @pytest.mark.parametrize("expectation", EXPECTATIONS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gpus_multiply_16_bits_as_they_are(expectation, dtype, monkeypatch):
@@ -305,7 +360,9 @@ def test_gpus_multiply_16_bits_as_they_are(expectation, dtype, monkeypatch):
     assert (vocabulary, width) not in operations.shapes[torch.float32]
     assert operations.names.count("aten.mm.dtype") == 2 * 3
     assert "aten.mm.default" not in operations.names
-    grads = torch.autograd.grad(torch.stack(stats).sum(), args[:3])
+    with operations:
+        grads = torch.autograd.grad(torch.stack(stats).sum(), args[:3])
+    assert operations.names.count("aten.mm.dtype") == 4 * 3 + 2 * 3
     assert [(g.dtype, g.shape) for g in grads] == [(x.dtype, x.shape) for x in args[:3]]
 
 

@@ -60,6 +60,6 @@ def test_falls_back_with_one_warning(monkeypatch, caplog):
     assert "not fused" in record.message and "no kernel today" in record.message
 
 
-def test_errors_of_the_arithmetic_itself_are_not_hidden(compiler):
+def test_errors_of_the_arithmetic_itself_reach_the_caller(compiler):
     with pytest.raises(RuntimeError, match="shapes"):
         fused(lambda logits, ref_logits: logits @ ref_logits)(torch.ones(3, 4), torch.ones(3, 4))

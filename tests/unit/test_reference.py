@@ -62,6 +62,13 @@ def test_only_layers_that_are_read_are_kept(model, pairs, read):
         assert torch.equal(some.layer(layer), whole.layer(layer))
 
 
+@pytest.mark.parametrize("read", [(-1,), (LAYERS,)])
+def test_layers_that_are_not_there_are_refused(read):
+    model, pairs = decoder("llama"), Pairs(TWO_PAIRS)
+    with pytest.raises(SparsePOError, match=f"allowed are 0 to {LAYERS - 1}"):
+        collect_features(model, lambda: 1 / 0, pairs.tokens, frozenset({"hidden_states"}), hidden_layers=read)
+
+
 def test_head_of_last_hidden_gives_the_logits(model, pairs):
     last_hidden = collect(model, pairs, frozenset()).last_hidden
     head = model.get_output_embeddings()
