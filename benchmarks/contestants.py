@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sparsepo_plugin import MASKS, PreferenceStep, ReferenceFeatures, ResponseTokens, SparsePOConfig, TokenMask
-from sparsepo_plugin.masks import LearnedMask
+from sparsepo_plugin import MASKS, LossConfig, PreferenceStep, ReferenceFeatures, ResponseTokens, Runner, TokenMask
+from sparsepo_plugin.hosts.openrlhf.policy import HostedPolicy
+from sparsepo_plugin.masks.learned import LearnedMask
 from sparsepo_plugin.train import load_host
 
 load_host()
@@ -54,11 +55,13 @@ class PatternMask(TokenMask):
     """
 
     zeros_have_gradient = False
-    needs = frozenset({"hidden_states"})
+    needs = LearnedMask.needs
+    converts_features = True
 
     def __init__(self, hidden_size: int, num_layers: int, *, sparsity: float) -> None:
         super().__init__()
         self.learned = LearnedMask(hidden_size, num_layers)
+        self.needs = self.learned.needs
         self.sparsity = sparsity
 
     def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> Tensor:
@@ -121,21 +124,27 @@ class Arena:
 
     def ours(self, ours: Ours, spans: bool = False) -> Callable[[], Tensor]:
         """One of our losses through `PreferenceStep` and OpenRLHF's Actor; `spans` names its parts to a profiler."""
-        step = PreferenceStep(SparsePOConfig.from_section(ours.section, ours.objective), BETA)
+        config = LossConfig.from_section(ours.section, ours.objective, beta=BETA)
         # With LoRA the reference is the policy with its adapter off, as in a run.
-        reference = self.reference if step.reads_reference and not self.shape.lora else None
-        policy = step.wrap(self.policy, reference).to(self.ids.device)
+        reference = self.reference if config.uses_reference and not self.shape.lora else None
+        policy = HostedPolicy(self.policy, reference, config).to(self.ids.device)
+        step = PreferenceStep(policy, logging_steps=2)
+        actor = self._actor(policy)
         inputs = {"attention_mask": self.attention, "return_output": True}
-        run_policy = partial(self._actor(policy), self.ids, **inputs)
-        run_reference = partial(self._actor(reference), self.ids, **inputs) if reference else None
-        # SePO's oracle is a third model; a second forward of the reference costs the same.
-        run_oracle = partial(self._actor(self.reference), self.ids, **inputs)
-        oracle = (self.reference, run_oracle) if "token_rewards" in policy.needs else None
+
+        def run_policy(**extra: object) -> dict:
+            return HostedPolicy.read(actor(self.ids, **inputs, **extra))
+
+        run_frozen = partial(self._actor(self.reference), self.ids, **inputs)
         if spans:
             run_policy = record_function("policy")(run_policy)
-            run_reference = record_function("reference")(run_reference)
-            policy.mask_head.forward = record_function("masks")(policy.mask_head.forward)
-        return lambda: step(run_policy, run_reference, self._tokens(), oracle=oracle, every_row=not ours.sparsity).loss
+            run_frozen = record_function("reference")(run_frozen)
+            policy.masks.forward = record_function("masks")(policy.masks.forward)
+        frozen = Runner(self.reference, run_frozen)
+        # SePO's oracle is a third model; a second forward of the reference costs the same.
+        models = {"reference": frozen if reference else None, "oracle": frozen if config.oracle else None}
+        number = 1 if ours.sparsity else 2  # every second step has the metrics of all tokens
+        return lambda: step(run_policy, self._tokens(), **models, number=number).loss
 
     def _actor(self, model: nn.Module) -> Actor:
         actor = Actor(model)

@@ -9,17 +9,27 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 
+from .config import FROM_RUN, mask_class, objective_class, section_keys
 from .data.command import data
+from .errors import SparsePOError, one_line_errors
+from .options import describe, options_of
 from .registry import MASKS, OBJECTIVES, Registry
-from .train import load_host, one_line_errors
+from .train import load_host
 
-app = typer.Typer(
-    help="Token-level preference optimisation with sparse masks.", no_args_is_help=True, add_completion=False
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 ConfigFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="OpenRLHF's flags, nested, and the loss.")]
 NumProcesses = Annotated[int, typer.Option(min=0, help="Processes to start; 0: one a GPU, or one.")]
+Name = Annotated[str | None, typer.Argument(help="One of them: its options, types, defaults and description.")]
 HOST_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.callback()
+def main() -> None:
+    """Token-level preference optimisation with sparse masks."""
+    # Modules of one's own beside the YAML are found, as they are with python -m.
+    sys.path.insert(0, os.getcwd())
 
 
 @app.command(context_settings=HOST_FLAGS)
@@ -29,7 +39,7 @@ def train(context: typer.Context, file: ConfigFile, num_processes: NumProcesses 
     with one_line_errors():
         host = load_host()
         args = host.parse_args(arguments)
-        host.get_loss_class(args.loss)(args)  # the section's mistakes, before any process is started
+        host.get_loss_class(args.loss, args.loss_plugins)(args)  # its mistakes, before any process is started
     raise typer.Exit(_start("sparsepo_plugin.train", num_processes, arguments))
 
 
@@ -43,12 +53,24 @@ def sft(context: typer.Context, file: ConfigFile, num_processes: NumProcesses = 
 
 
 @app.command(context_settings=HOST_FLAGS)
-def check(context: typer.Context, file: ConfigFile) -> None:
+def check(
+    context: typer.Context,
+    file: ConfigFile,
+    causality: Annotated[
+        bool, typer.Option("--causality", help="Load the models that masks read, and see whether masks look ahead.")
+    ] = False,
+) -> None:
     """Validate FILE.yaml, its models' configs and every pair of its data, without training."""
     with one_line_errors():
         host = load_host()
         args = host.parse_args(["--config", str(file), *context.args])
-        host.get_loss_class(args.loss)(args).check(host.get_strategy(args))
+        loss = host.get_loss_class(args.loss, args.loss_plugins)(args)
+        loss.check(host.get_strategy(args))
+        if causality:
+            if args.loss is None:
+                raise SparsePOError("--causality has no effect: OpenRLHF's own DPO reads no masks")
+            for line in loss.check_causality():
+                typer.echo(line)
     typer.echo(f"{file}: ok, loss: {args.loss or 'OpenRLHF DPO'}")
 
 
@@ -56,15 +78,39 @@ app.command()(data)
 
 
 @app.command()
-def masks() -> None:
-    """List the masks that `sparsepo.mask` can name."""
-    _list(MASKS)
+def masks(name: Name = None) -> None:
+    """List the masks that a loss can read, or describe NAME."""
+    with one_line_errors():
+        if name is None:
+            _list(MASKS)
+        else:
+            cls = mask_class(name, "mask")
+            _describe(cls, options_of(cls, without=FROM_RUN))
 
 
 @app.command()
-def objectives() -> None:
-    """List the objectives."""
-    _list(OBJECTIVES)
+def objectives(name: Name = None) -> None:
+    """List the objectives that `loss:` can name, or describe NAME."""
+    with one_line_errors():
+        if name is None:
+            _list(OBJECTIVES)
+        else:
+            cls = objective_class(name)
+            _describe(cls, options_of(cls, without=cls.from_host), section_keys(cls))
+
+
+def _list(registry: Registry) -> None:
+    for name in registry.names():
+        summary = (inspect.getdoc(registry.get(name)) or "").partition("\n")[0]
+        typer.echo(f"{name:<12} {summary}")
+
+
+def _describe(cls: type, *models: type[BaseModel]) -> None:
+    typer.echo(f"{inspect.getdoc(cls) or cls.__name__}\n\nKeys of the YAML, with type and default:")
+    rows = [row for model in models for row in describe(model)]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    for row in rows:
+        typer.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip())
 
 
 def _start(module: str, num_processes: int, arguments: list[str]) -> int:
@@ -90,9 +136,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _list(registry: Registry) -> None:
-    for name in registry.names():
-        summary = (inspect.getdoc(registry.get(name)) or "").partition("\n")[0]
-        typer.echo(f"{name:<12} {summary}")

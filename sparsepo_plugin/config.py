@@ -1,185 +1,234 @@
-"""The `sparsepo:` section of a host's YAML: every key typed, documented and with an effect."""
+"""The section of a loss in a host's YAML: every key typed, documented and with an effect."""
 
-import inspect
-import re
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, create_model
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, create_model
 from torch import nn
 
 from .errors import SparsePOError
-from .registry import MASKS, OBJECTIVES
+from .objectives import Objective
+from .options import STRICT, construct, options_of, parameters, read_mapping, validate, within
+from .registry import MASKS, OBJECTIVES, Registry
 
-# Constructor parameters of a mask that the run supplies; all others are options of the YAML.
-SUPPLIED = ("hidden_size", "num_layers", "seed")
-
-# Fields that no key of the YAML sets under this name.
-_INTERNAL = {"loss", "objective", "options"}
-
-# Keys that a loss with a mask of its own, or none, has too.
-_ANY_LOSS = ("chunk_size", "plugins")
-
-_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-# YAML 1.1 reads 2e-4, which has no point, as text.
-_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+# Constructor parameters of a mask that the run gives; all others are options of the YAML.
+FROM_RUN = ("hidden_size", "num_layers", "seed")
 
 
-class SparsePOConfig(BaseModel):
-    """Keys of the section that bears the loss's name, `sparsepo:` for `loss: sparsepo`.
+class StepKeys(BaseModel):
+    """Keys of every loss."""
 
-    Keys of the chosen mask stand beside these and end up in `options`. A loss that brings its own mask, or none, has
-    only its own options, those of its mask, `chunk_size` and `plugins`.
-    """
+    model_config = STRICT
 
-    model_config = _STRICT
+    chunk_size: PositiveInt | None = Field(
+        None, description="rows per vocabulary projection; by default from the vocabulary and free memory"
+    )
 
-    loss: str = Field("sparsepo", description="registered name of the objective")
-    objective: dict[str, Any] = Field({}, description="options of the objective, for losses other than sparsepo")
-    mask: str | None = Field("learned", description="registered name, or package.module:ClassName")
-    shared: bool = Field(True, description="one mask for reward and KL (m_u = m_d), or two")
-    reward: dict[str, Any] = Field({}, description="options of m_u alone, when shared is false")
-    kl: dict[str, Any] = Field({}, description="options of m_d alone, when shared is false")
-    options: dict[str, Any] = Field({}, description="options of the mask; in the YAML they stand beside these keys")
-    expectation: Literal["reference", "policy"] = Field("reference", description="distribution X of e_t")
-    l1_reward: float = Field(0.0, ge=0, description="weight of the L1 norm of m_u")
-    l1_kl: float = Field(0.0, ge=0, description="weight of the L1 norm of m_d; with a shared mask the two add")
-    l1_reduction: Literal["sum", "mean"] = Field("sum", description="of the L1 norm over a response's tokens")
+
+class MaskedKeys(StepKeys):
+    """Keys of losses that read masks."""
+
     mask_lr: PositiveFloat | Literal["policy"] = Field(
-        1e-3, description="learning rate of the masks, absolute, or `policy`"
+        1e-3, description="learning rate of the masks; `policy` takes the policy's, as in the paper"
     )
     mask_weight_decay: float = Field(0.01, ge=0, description="weight decay of the masks")
-    chunk_size: PositiveInt | None = Field(
-        None, description="rows per vocabulary projection; by default from V and free memory"
-    )
     metrics_every: PositiveInt | None = Field(
-        None, description="steps between metrics that need every token; by default the host's logging interval"
+        None,
+        description="log the token KL of all tokens every so many steps, by default whenever the host logs; "
+        "on other steps, tokens whose masks are zero skip the vocabulary",
     )
     offload_features: bool = Field(False, description="keep the reference's hidden rows in host memory")
-    plugins: list[str] = Field([], description="modules to import first, which may register masks")
+
+
+class ChosenMaskKeys(MaskedKeys):
+    """Keys of losses whose masks the YAML chooses; the options of the mask stand beside them."""
+
+    mask: str = Field("learned", description="registered name, or `package.module:ClassName`")
+    shared: bool | None = Field(
+        None, description="one mask for reward and KL (m_u = m_d), or two; true unless `reward` or `kl` is given"
+    )
+    reward: dict[str, Any] = Field({}, description="options of m_u alone, or another `mask` with its options")
+    kl: dict[str, Any] = Field({}, description="options of m_d alone, or another `mask` with its options")
+
+
+class MaskConfig(BaseModel):
+    """One mask: its name, and every option of its constructor."""
+
+    model_config = STRICT
+
+    mask: str
+    options: dict[str, Any]
+
+
+class LossConfig(MaskedKeys):
+    """A loss with its masks, every option resolved."""
+
+    loss: str = Field(description="registered name of the objective, or `package.module:ClassName`")
+    objective: dict[str, Any] = Field(description="options of its constructor, those of the host's flags included")
+    reward: MaskConfig | None = Field(None, description="m_u; none for a loss without masks")
+    kl: MaskConfig | None = Field(None, description="m_d; none where it is m_u, or there are no masks")
 
     @classmethod
-    def from_section(cls, section: dict[str, Any] | None, loss: str = "sparsepo") -> "SparsePOConfig":
-        """Validate the mapping under the loss's name.
+    def from_section(cls, section: dict[str, Any] | None, loss: str = "sparsepo", **from_host: float) -> "LossConfig":
+        """Validate the section of a loss.
 
         Args:
             section: The mapping as YAML gave it; None is an empty one.
-            loss: Registered name of the objective.
+            loss: Registered name of the objective, or `package.module:ClassName`.
+            **from_host: What the host's flags say, `beta` and `label_smoothing`; an objective is given what its
+                constructor has.
 
         Raises:
             SparsePOError: a key is unknown, has a wrong type, or has no effect; the line names it and what is allowed.
         """
-        section = {} if section is None else section
-        if not isinstance(section, dict):
-            raise SparsePOError(f"{loss}: a mapping of keys is needed, not {section!r}")
-        section = {str(key): _numbers(value) for key, value in section.items()}
-        objective = OBJECTIVES.get(loss)
-        if objective.mask != objective.ANY_MASK:
-            return cls._of_fixed_mask(section, loss, objective)
-        own = {key: section.pop(key) for key in list(section) if key in cls.model_fields.keys() - _INTERNAL}
-        _import_plugins(own.get("plugins") or [])
-        config = _validate(cls, own, loss, allowed=())
-        options = constructor_options(_mask_class(config.mask), SUPPLIED)
-        allowed = [*(key for key in cls.model_fields if key not in _INTERNAL), *options.model_fields]
-        common = _validate(options, section, loss, allowed).model_dump(exclude_unset=True)
-        update: dict[str, Any] = {"options": common}
-        for key in ("reward", "kl"):
-            if overrides := getattr(config, key):
-                if config.shared:
-                    raise SparsePOError(f"{loss}.{key} has no effect with {loss}.shared: true")
-                both = _validate(options, {**section, **overrides}, f"{loss}.{key}", list(options.model_fields))
-                update[key] = both.model_dump(include=set(overrides))
-        if "l1_reduction" in own and not (config.l1_reward or config.l1_kl):
-            raise SparsePOError(f"{loss}.l1_reduction has no effect without l1_reward or l1_kl")
-        return config.model_copy(update=update)
+        where, objective = section_name(loss), objective_class(loss)
+        values = read_mapping(section, where)
+        model = section_keys(objective)
+        keys = validate(model, {key: values.pop(key) for key in list(values) if key in model.model_fields}, where)
+        mask = _mask_of_section(objective, keys, where)
 
-    @classmethod
-    def _of_fixed_mask(cls, section: dict[str, Any], loss: str, objective: type) -> "SparsePOConfig":
-        own = {key: section.pop(key) for key in _ANY_LOSS if key in section}
-        _import_plugins(own.get("plugins") or [])
-        of_objective = constructor_options(objective, objective.supplied)
-        of_mask = (
-            constructor_options(MASKS.get(objective.mask), SUPPLIED) if objective.mask else create_model("NoMask")
-        )
-        allowed = [*_ANY_LOSS, *of_objective.model_fields, *of_mask.model_fields]
-        for key in section.keys() - set(allowed):
-            raise SparsePOError(f"{loss}.{key} is not a key of this section: allowed are {', '.join(allowed)}")
-        parts = [
-            _validate(
-                model, {key: value for key, value in section.items() if key in model.model_fields}, loss, allowed
+        own = options_of(objective, without=objective.from_host)
+        of_mask = _mask_options(mask, f"{where}.mask") if mask else create_model("NoMask", __config__=STRICT)
+        if clash := own.model_fields.keys() & of_mask.model_fields.keys():
+            raise SparsePOError(
+                f"{where}.{min(clash)} is an option of the objective and of mask {mask!r}: "
+                f"give the mask and its options under {where}.reward and {where}.kl"
             )
-            for model in (of_objective, of_mask)
-        ]
-        objective_options, options = (part.model_dump(exclude_unset=True) for part in parts)
-        fixed = {"loss": loss, "mask": objective.mask, "objective": objective_options, "options": options}
-        return _validate(cls, {**own, **fixed}, loss, allowed)
+        both = create_model("Options", __base__=(own, of_mask))
+        given = validate(both, values, where, allowed=[*model.model_fields, *both.model_fields])
+        within(where, objective.refuse_idle, {key: values[key] for key in values if key in own.model_fields})
 
-    def build_objective(self, beta: float, label_smoothing: float) -> nn.Module:
+        defaults = {key: parameters(objective)[key].default for key in taken_from_host(objective)}
+        return cls(
+            loss=loss,
+            objective=given.model_dump(include=set(own.model_fields))
+            | {key: from_host.get(key, default) for key, default in defaults.items()},
+            **_read_masks(keys, mask, {key: values[key] for key in values if key in of_mask.model_fields}, where),
+            **keys.model_dump(include=set(MaskedKeys.model_fields), exclude_unset=True),
+        )
+
+    @property
+    def section(self) -> str:
+        """Name of the section that holds these keys, for messages."""
+        return section_name(self.loss)
+
+    @property
+    def masks(self) -> dict[str, MaskConfig]:
+        """The masks that there are, by role: `reward`, and `kl` if it has one of its own."""
+        return {role: mask for role in ("reward", "kl") if (mask := getattr(self, role)) is not None}
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """All that the masks' classes may read of models."""
+        return frozenset().union(*(MASKS.get(mask.mask).needs for mask in self.masks.values()))
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the objective or a mask reads a reference model at all."""
+        return objective_class(self.loss).needs_reference or bool(self.needs)
+
+    @property
+    def oracle(self) -> str | None:
+        """Folder or hub name of the oracle that masks read.
+
+        Raises:
+            SparsePOError: they name two.
+        """
+        named = {mask.options["oracle"]: None for mask in self.masks.values() if "oracle" in mask.options}
+        if len(named) > 1:
+            raise SparsePOError(f"{self.section}.oracle: one oracle serves both masks, not {' and '.join(named)}")
+        return next(iter(named), None)
+
+    def build_objective(self) -> Objective:
         """The objective with its options.
 
-        Args:
-            beta: β of the host's flags, for objectives that take it from there.
-            label_smoothing: The host's.
+        Raises:
+            SparsePOError: its constructor refuses them, or it has parameters.
         """
-        cls = OBJECTIVES.get(self.loss)
-        given = {"beta": beta, "label_smoothing": label_smoothing}
-        given = {name: given[name] for name in cls.supplied}
-        own = self.model_dump() if cls.mask == cls.ANY_MASK else {}
-        values = {**own, **self.objective, **given}
-        names = {parameter: parameter.rstrip("_") for parameter in inspect.signature(cls).parameters}
-        return cls(**{parameter: values[name] for parameter, name in names.items() if name in values})
-
-    def section(self) -> dict[str, Any]:
-        """The mapping that gives this config again, defaults left out."""
-        chosen = OBJECTIVES.get(self.loss).mask == OBJECTIVES.get(self.loss).ANY_MASK
-        exclude = _INTERNAL if chosen else _INTERNAL | {"mask"}
-        return {**self.model_dump(exclude_unset=True, exclude=exclude), **self.objective, **self.options}
+        objective = construct(objective_class(self.loss), self.objective, f"loss {self.loss!r}", self.section)
+        if any(True for _ in objective.parameters()):
+            raise SparsePOError(f"loss {self.loss!r} has parameters, which nothing trains: they belong into a mask")
+        return objective
 
 
-def constructor_options(cls: type, supplied: tuple[str, ...]) -> type[BaseModel]:
-    """A model of the options that a constructor takes, `supplied` ones apart; `lambda_` is the key `lambda`."""
-    hints = get_type_hints(cls.__init__, include_extras=True)
-    fields = {}
-    for name, parameter in inspect.signature(cls).parameters.items():
-        if name not in supplied and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            default = ... if parameter.default is parameter.empty else parameter.default
-            fields[name.rstrip("_")] = (hints.get(name, Any), default)
-    return create_model(cls.__name__, __config__=_STRICT, **fields)
+def section_name(loss: str) -> str:
+    """The section that holds the options of a loss: its name, or `options` for `package.module:ClassName`."""
+    return "options" if ":" in loss else loss
 
 
-def _mask_class(name: str) -> type:
-    try:
-        cls = MASKS.get(name)
-    except SparsePOError as error:
-        raise SparsePOError(f"sparsepo.mask: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module) and hasattr(cls, "needs")):
-        raise SparsePOError(f"sparsepo.mask: {name} is not a sparsepo_plugin.TokenMask")
+def section_keys(objective: type[Objective]) -> type[StepKeys]:
+    """The keys of a loss's section beside the options of its objective and mask."""
+    return ChosenMaskKeys if objective.chooses_mask else MaskedKeys if objective.mask else StepKeys
+
+
+def objective_class(name: str) -> type[Objective]:
+    """The class behind `loss: name`.
+
+    Raises:
+        SparsePOError: there is none, or it is no `Objective`.
+    """
+    cls = _get(OBJECTIVES, name, "loss")
+    if not issubclass(cls, Objective):
+        raise SparsePOError(f"loss: {name} is not a sparsepo_plugin.Objective")
     return cls
 
 
-def _numbers(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _numbers(entry) for key, entry in value.items()}
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+def taken_from_host(objective: type[Objective]) -> set[str]:
+    """The options of an objective that a host's flags give."""
+    return set(objective.from_host) & parameters(objective).keys()
 
 
-def _import_plugins(modules: Any) -> None:
-    for module in modules if isinstance(modules, list) else []:
-        try:
-            __import__(str(module))
-        except ImportError as error:
-            raise SparsePOError(f"sparsepo.plugins: {module!r} cannot be imported: {error}") from error
+def mask_class(name: str, key: str) -> type[nn.Module]:
+    """The class behind the mask that a key names.
+
+    Raises:
+        SparsePOError: there is none, or it is no `TokenMask`.
+    """
+    cls = _get(MASKS, name, key)
+    if not (issubclass(cls, nn.Module) and hasattr(cls, "needs")):  # TokenMask itself stands a floor above
+        raise SparsePOError(f"{key}: {name} is not a sparsepo_plugin.TokenMask")
+    return cls
 
 
-def _validate(model: type[BaseModel], values: dict[str, Any], where: str, allowed: Any) -> BaseModel:
+def _get(registry: Registry, name: str, key: str) -> type:
     try:
-        return model(**values)
-    except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            key = ".".join([where, *(str(part) for part in problem["loc"][:1])])
-            if problem["type"] == "extra_forbidden":
-                lines.append(f"{key} is not a key of this section: allowed are {', '.join(allowed)}")
-            else:
-                lines.append(f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}")
-        raise SparsePOError("; ".join(dict.fromkeys(lines))) from None
+        return registry.get(name)
+    except SparsePOError as error:
+        raise SparsePOError(f"{key}: {error}") from error
+
+
+def _mask_options(name: str, key: str) -> type[BaseModel]:
+    return options_of(mask_class(name, key), without=FROM_RUN)
+
+
+def _mask_of_section(objective: type[Objective], keys: StepKeys, where: str) -> str | None:
+    """The mask whose options stand in the section itself; None if there is none, or reward and KL name their own."""
+    if not objective.chooses_mask:
+        return objective.mask
+    if not ("mask" in keys.reward and "mask" in keys.kl):
+        return keys.mask
+    if "mask" in keys.model_fields_set:
+        raise SparsePOError(f"{where}.mask has no effect: {where}.reward and {where}.kl name their own")
+    return None
+
+
+def _read_masks(keys: StepKeys, mask: str | None, options: dict[str, Any], where: str) -> dict[str, MaskConfig]:
+    """The masks by role; `options` are those of `mask`, the section's own."""
+    halves = {role: half for role in ("reward", "kl") if (half := getattr(keys, role, {}))}
+    shared = getattr(keys, "shared", None)
+    if halves and shared:
+        raise SparsePOError(f"{where}.{min(halves)} has no effect with {where}.shared: true")
+    if not (halves or mask):
+        return {}
+    roles = ("reward", "kl") if halves or shared is False else ("reward",)
+    return {role: _read_mask(halves.get(role, {}), mask, options, f"{where}.{role}") for role in roles}
+
+
+def _read_mask(half: dict[str, Any], mask: str | None, options: dict[str, Any], where: str) -> MaskConfig:
+    """The section's mask with the options of one role over its own; or another one, with its own options alone."""
+    name = half.get("mask", mask)
+    if not isinstance(name, str):
+        raise SparsePOError(f"{where}.mask: the name of a mask is needed, not {name!r}")
+    model = _mask_options(name, f"{where}.mask")
+    values = half if "mask" in half else {**options, **half}
+    values = {key: value for key, value in values.items() if key != "mask"}
+    return MaskConfig(mask=name, options=validate(model, values, where).model_dump())

@@ -1,8 +1,64 @@
-"""The one exception for mistakes that a user can make and mend."""
+"""The one exception for mistakes that a user can make and mend, and how it reaches them."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 
 class SparsePOError(ValueError):
-    """Bad input: one line that names the key, or the file and row, and what is allowed.
+    """Bad input: one line that names the option, or the file and row, and what is allowed.
 
     The command line prints the message alone and exits with code 2; a traceback would hide it.
+
+    Args:
+        message: The line. The core speaks of models, masks and options, never of a host's flags.
+        about: What a flag of the host decides, such as `reference`; the host adds the flag's name.
     """
+
+    def __init__(self, message: str, about: str | None = None) -> None:
+        super().__init__(message)
+        self.about = about
+
+
+def fault(error: BaseException, source: str | None = None) -> str:
+    """An error in somebody else's code as one line, with the place of the fault: `KeyError: 'x' (my_masks.py:3)`.
+
+    Args:
+        error: What was raised, with its traceback.
+        source: File of the code that was called; the innermost line in its folder is the fault's place.
+    """
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+    message = " ".join(str(error).split())
+    line = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    folder = source and Path(source).resolve().parent
+    theirs = [frame for frame in traceback.extract_tb(error.__traceback__) if folder in Path(frame.filename).parents]
+    return f"{line} ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else line
+
+
+@contextmanager
+def one_line_errors(echo: Callable[[str], Any] = lambda line: print(line, file=sys.stderr)) -> Iterator[None]:
+    """Turn bad input into one line and exit code 2.
+
+    Mistakes in the configuration are seen by every rank and told by the first; those met on the way (a row of one
+    rank's share, a loss that is not finite) are told by the rank that met them.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not (isinstance(error, SparsePOError) or type(error).__name__ == "ConfigError"):
+            raise
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or _distributed():
+            echo(f"sparsepo: error: {error}" + ("" if rank == "0" else f" (rank {rank})"))
+        sys.exit(2)
+
+
+def _distributed() -> bool:
+    import torch.distributed as dist
+
+    return dist.is_initialized()

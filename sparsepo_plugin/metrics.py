@@ -13,7 +13,8 @@ def token_metrics(
     masks: MaskPair | None,
     tokens: ResponseTokens,
     expectation: Expectation | None = "reference",
-    every_row: bool = True,
+    full_statistics: bool = True,
+    independent: bool = False,
 ) -> dict[str, Tensor]:
     """Sparsity of the masks and token KL, for chosen and rejected responses, as far as the loss has them.
 
@@ -22,21 +23,24 @@ def token_metrics(
         masks: Their two weights, or None.
         tokens: Their index.
         expectation: What `stats.expected_log_ratio` was averaged under; decides the sign that makes it a KL.
-        every_row: Whether `stats` covers every token; if not, the token KL before masking is unknown and left out.
+        full_statistics: Whether `stats` covers every token; if not, the token KL before masking is left out.
+        independent: Whether the KL mask is one of its own, which is reported even where no KL is computed.
 
     Returns:
         Scalars. `sparsity_*`: share of exact zeros, percent. `mask_*_mean`: mean weight. `token_kl_*`: nats a token
         before masking, `masked_kl_*` after. `*_margin`: mean over pairs of |sequence KL of chosen − of rejected|.
     """
     columns = {}
+    has_kl = stats.expected_log_ratio is not None
     if masks is not None:
         columns["sparsity_reward"], columns["mask_reward_mean"] = 100.0 * (masks.reward == 0), masks.reward
-    if stats.expected_log_ratio is not None:
+        if has_kl or independent:
+            columns["sparsity_kl"], columns["mask_kl_mean"] = 100.0 * (masks.kl == 0), masks.kl
+    if has_kl:
         kl = -stats.expected_log_ratio if expectation == "reference" else stats.expected_log_ratio
-        if every_row:
+        if full_statistics:
             columns["token_kl"] = kl
         if masks is not None:
-            columns["sparsity_kl"], columns["mask_kl_mean"] = 100.0 * (masks.kl == 0), masks.kl
             columns["masked_kl"] = masks.kl * kl
     if not columns:
         return {}

@@ -1,10 +1,12 @@
 """Names for masks and objectives: the extension point of the project."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
+from importlib.util import find_spec
+from types import ModuleType
 
-from .errors import SparsePOError
+from .errors import SparsePOError, fault
 
 
 class Registry:
@@ -51,10 +53,10 @@ class Registry:
             return self._classes[name]
         if ":" in name:
             module, _, attribute = name.partition(":")
-            return self._load(name, lambda: getattr(importlib.import_module(module), attribute))
+            return self._load(name, module, attribute)
         for entry in entry_points(group=self.group):
             if entry.name == name:
-                return self._load(name, entry.load)
+                return self._load(name, entry.module, entry.attr)
         raise SparsePOError(
             f"unknown {self.kind} {name!r}: registered are {', '.join(self.names())}; "
             "a class of your own is named as package.module:ClassName"
@@ -64,12 +66,41 @@ class Registry:
         """All names, those of installed packages included, sorted."""
         return sorted({*self._classes, *(entry.name for entry in entry_points(group=self.group))})
 
-    def _load(self, name: str, load: Callable[[], type]) -> type:
-        try:
-            return load()
-        except (ImportError, AttributeError, ValueError) as error:
-            raise SparsePOError(f"{self.kind} {name!r} cannot be imported: {error}") from error
+    def _load(self, name: str, module: str, attribute: str) -> type:
+        found = _import(module, f"{self.kind} {name!r}")
+        if not isinstance(getattr(found, attribute, None), type):
+            raise SparsePOError(f"{self.kind} {name!r} cannot be imported: {module} has no class {attribute!r}")
+        return getattr(found, attribute)
 
 
 MASKS = Registry("mask", "sparsepo.masks")
 OBJECTIVES = Registry("objective", "sparsepo.objectives")
+
+
+def import_plugins(modules: Iterable[str]) -> None:
+    """Import the modules listed under `loss_plugins:`, which may register masks and objectives.
+
+    Raises:
+        SparsePOError: one cannot be imported; the line names the file and line of the fault.
+    """
+    for module in modules:
+        _import(module, f"loss_plugins: {module!r}")
+
+
+def _import(module: str, what: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            found = "no such module in the current folder or among the installed packages"
+        else:
+            found = fault(error, _source(module))
+        raise SparsePOError(f"{what} cannot be imported: {found}") from error
+
+
+def _source(module: str) -> str | None:
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return spec and spec.origin

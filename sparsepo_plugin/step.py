@@ -3,20 +3,16 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .config import SparsePOConfig
 from .divergence import TokenStatistics
 from .errors import SparsePOError
-from .masks import MaskHead, build_masks
 from .metrics import token_metrics
 from .objectives import ObjectiveOutput
-from .policy import MaskedPolicy
-from .reference import collect_features
-from .registry import MASKS
+from .policy import MaskedPolicy, PolicyOutput
+from .reference import Runner, read_frozen
 from .tokens import MaskPair, ResponseTokens
 
 logger = logging.getLogger("sparsepo_plugin")
@@ -24,150 +20,136 @@ logger = logging.getLogger("sparsepo_plugin")
 
 @dataclass
 class StepOutput:
-    """What a host needs of one step over P pairs.
+    """What a host needs of one step over P pairs with N response tokens.
 
     Attributes:
         loss: Objective of the batch, scalar, with gradient; what the host adds to it is the host's business.
         chosen_rewards: [P], detached.
         rejected_rewards: [P], detached.
-        nll_loss: −mean over pairs of the chosen response's mean log-probability, with gradient.
+        nll_loss: −mean over pairs of the chosen response's mean log-probability, with gradient; None unless asked for.
         aux_loss: Balancing loss of a mixture of experts, with gradient, or None.
         metrics: Numbers to log.
-        masks: The weights of the response tokens, detached, or None for a loss without any.
+        statistics: Statistics of the tokens, detached; 0 for tokens that were left out.
+        masks: The weights of the tokens, detached, or None for a loss without any.
+        advantage: What each token adds to its response's reward, before the scale β; detached, or None if the
+            objective does not say. [N].
     """
 
     loss: Tensor
     chosen_rewards: Tensor
     rejected_rewards: Tensor
-    nll_loss: Tensor
+    nll_loss: Tensor | None
     aux_loss: Tensor | None
     metrics: dict[str, float]
+    statistics: TokenStatistics
     masks: MaskPair | None
+    advantage: Tensor | None
 
 
 class PreferenceStep:
     """Reference, masks, policy, divergence and objective in order; hosts call this and nothing deeper.
 
     Args:
-        config: The loss's section.
-        beta: β of the objective.
-        label_smoothing: Probability that a preference label is flipped.
-
-    Raises:
-        SparsePOError: an option of the objective has no effect.
+        policy: The policy with its masks, as it was before the host put an engine around it.
+        logging_steps: The host's; statistics of all tokens are computed when it logs, unless the config says when.
+        nll_loss: Whether the host adds the chosen responses' negative log-likelihood to the loss.
     """
 
-    def __init__(self, config: SparsePOConfig, beta: float, label_smoothing: float = 0.0) -> None:
-        self.config = config
-        self.objective = config.build_objective(beta, label_smoothing)
+    def __init__(self, policy: MaskedPolicy, logging_steps: int = 1, nll_loss: bool = False) -> None:
+        self.policy = policy
+        self.config, self.objective, self.masks = policy.loss_config, policy.objective, policy.masks
+        self.metrics_every = self.config.metrics_every or logging_steps
+        self.nll_loss = nll_loss
         self._dead: set[str] = set()
-
-    @property
-    def reads_reference(self) -> bool:
-        """Whether the objective or its masks read a reference model at all."""
-        return self.objective.reference or bool(self.config.mask and MASKS.get(self.config.mask).needs)
-
-    def wrap(
-        self, policy: nn.Module, reference: nn.Module | None, seed: int = 42, mask_head: MaskHead | None = None
-    ) -> MaskedPolicy:
-        """The policy with its masks, ready to become one engine.
-
-        Args:
-            policy: Hugging Face model to train, or a PEFT model.
-            reference: Frozen model, or None when it is the policy with its LoRA adapter off.
-            seed: The host's, for masks that draw.
-            mask_head: Trained masks; by default new ones are built from the section.
-
-        Raises:
-            SparsePOError: a key has no effect, or the two models cannot be compared.
-        """
-        self.reference = reference
-        source = (reference or policy).config.get_text_config()
-        compared = reference is not None and self.objective.reference
-        if compared and source.vocab_size != policy.config.get_text_config().vocab_size:
-            raise SparsePOError(
-                f"ref.model_name_or_path: its vocabulary has {source.vocab_size} entries, "
-                f"the policy's {policy.config.get_text_config().vocab_size}; token-level losses need the same one"
-            )
-        self.masks = mask_head or build_masks(self.config, source.hidden_size, source.num_hidden_layers, seed)
-        return MaskedPolicy(policy, self.masks, self.config, reference, self.objective)
 
     def __call__(
         self,
-        policy: Callable[..., dict[str, Any]],
-        reference: Callable[[], Any] | None,
+        policy: Callable[..., PolicyOutput],
         tokens: ResponseTokens,
-        step: int = 0,
-        oracle: tuple[nn.Module, Callable[[], Any]] | None = None,
-        every_row: bool = True,
+        reference: Runner | None = None,
+        oracle: Runner | None = None,
+        number: int = 0,
     ) -> StepOutput:
         """Loss and metrics of one batch.
 
         Args:
-            policy: Runs the `MaskedPolicy` on the batch through the host's wrappers, given `tokens` and `features`.
-            reference: Runs the reference model on the same batch; None when the policy's own weights serve, or when no
-                reference is read.
+            policy: Runs the `MaskedPolicy` on the batch through the host's wrappers, given keywords of its forward.
             tokens: Index of the batch's response tokens.
-            step: The host's optimizer step, for messages.
-            oracle: The oracle's model and what runs it on the batch, for masks that need `token_rewards`.
-            every_row: False spares tokens whose masks are both exactly zero the vocabulary projections. Loss, rewards
-                and gradients are the same; `nll_loss` and the token KL before masking need every row.
+            reference: The reference on the same batch; None when the policy's own weights serve, or none is read.
+            oracle: The oracle on the same batch, for masks that need its log-probabilities.
+            number: The host's optimizer step.
 
         Raises:
             SparsePOError: the loss is not finite.
         """
-        features = None
-        if self.reference is not None:
-            reads = self.masks.reads if self.masks else {}
-            features = collect_features(
-                self.reference, reference, tokens, offload=self.config.offload_features, **reads
-            )
-        inputs = {"tokens": tokens, "features": features, "every_row": every_row}
-        if oracle is not None:
-            inputs["oracle_logps"] = collect_features(*oracle, tokens, frozenset({"token_rewards"})).logps
-        output = policy(**inputs)
-        stats = TokenStatistics(*output["logits"])
-        pair = None if output["masks"] is None else MaskPair(*output["masks"])
-        result = self.objective(stats, pair, tokens)
-        _refuse_non_finite(result, step)
-        metrics = {**token_metrics(stats, pair, tokens, self.objective.expectation, every_row), **result.metrics}
-        if metrics:
-            # One copy from the device for all numbers.
-            metrics = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
-        self._warn_of_dead_masks(metrics, step)
+        full = self._needs_full_statistics(number)
+        features = read_frozen(tokens, self.policy.request, reference, oracle, self.config.offload_features)
+        output = policy(tokens=tokens, features=features, full_statistics=full)
+        stats = TokenStatistics(*output["statistics"])
+        masks = None if output["masks"] is None else MaskPair(*output["masks"])
+        result = self.objective(stats, masks, tokens)
+        _refuse_non_finite(result, number)
+        metrics = self._metrics(stats, masks, tokens, result, full)
+        if torch.is_grad_enabled():
+            self._warn_of_dead_masks(metrics, number)
         return StepOutput(
             loss=result.loss,
             chosen_rewards=result.chosen_rewards,
             rejected_rewards=result.rejected_rewards,
-            nll_loss=-tokens.mean(stats.policy_logps)[: tokens.num_pairs].mean(),
+            nll_loss=-tokens.mean(stats.policy_logps)[: tokens.num_pairs].mean() if self.nll_loss else None,
             aux_loss=output["aux_loss"],
             metrics=metrics,
-            masks=None if pair is None else MaskPair(pair.reward.detach(), pair.kl.detach()),
+            statistics=TokenStatistics(*output["statistics"].detach()),
+            masks=None if masks is None else MaskPair(*output["masks"].detach()),
+            advantage=result.advantage,
         )
 
-    def _warn_of_dead_masks(self, metrics: dict[str, float], step: int) -> None:
+    def _needs_full_statistics(self, number: int) -> bool:
+        """Whether this step's numbers need tokens that the loss could do without."""
+        return self.nll_loss or not torch.is_grad_enabled() or number % self.metrics_every == 0
+
+    def _metrics(
+        self,
+        stats: TokenStatistics,
+        masks: MaskPair | None,
+        tokens: ResponseTokens,
+        result: ObjectiveOutput,
+        full: bool,
+    ) -> dict[str, float]:
+        """Numbers to log, in one copy from the device."""
+        found = token_metrics(
+            stats, masks, tokens, self.policy.expectation, full_statistics=full, independent=self.config.kl is not None
+        )
+        found |= result.metrics
+        values = [torch.as_tensor(value, dtype=torch.float32, device=result.loss.device) for value in found.values()]
+        return dict(zip(found, torch.stack(values).tolist(), strict=True)) if found else {}
+
+    def _warn_of_dead_masks(self, metrics: dict[str, float], number: int) -> None:
         """Say so when a mask that learns turns zero on a whole batch; it may never come back."""
-        heads = dict(self.masks.named_children()) if self.masks else {}
-        for name, head in heads.items():
-            alive = min(metrics[f"sparsity_{name}_chosen"], metrics[f"sparsity_{name}_rejected"]) < 100.0
-            if alive or not any(True for _ in head.parameters()):
-                self._dead.discard(name)
-            elif name not in self._dead:
-                self._dead.add(name)
-                logger.warning(
-                    "step %d: the %s mask is zero on every response token of the batch; "
-                    "lower sparsepo.l1_%s or sparsepo.mask_lr, or set sparsepo.min above 0",
-                    *(step, name, name),
-                )
+        for role, mask in self.masks.named_children() if self.masks else ():
+            alive = min(metrics[f"sparsity_{role}_chosen"], metrics[f"sparsity_{role}_rejected"]) < 100.0
+            if alive or not any(True for _ in mask.parameters()):
+                self._dead.discard(role)
+            elif role not in self._dead:
+                self._dead.add(role)
+                logger.warning("step %d: %s", number, self._advice_on_dead_mask(role))
+
+    def _advice_on_dead_mask(self, role: str) -> str:
+        section = self.config.section
+        lower = [f"{section}.{key}" for key in (f"l1_{role}",) if key in self.objective.regularises]
+        advice = f"lower {' or '.join([*lower, f'{section}.mask_lr'])}"
+        if "min" in self.config.masks[role].options:
+            advice += f", or set {section}.min above 0"
+        return f"the {role} mask is zero on every response token of the batch; {advice}"
 
 
-def _refuse_non_finite(result: ObjectiveOutput, step: int) -> None:
+def _refuse_non_finite(result: ObjectiveOutput, number: int) -> None:
     if torch.isfinite(result.loss):
         return
     finite = torch.isfinite(result.chosen_rewards) & torch.isfinite(result.rejected_rewards)
     pairs = (~finite).nonzero().flatten().tolist()
     raise SparsePOError(
-        f"loss is {result.loss.item()} at step {step} (pairs {pairs} of the micro-batch): it must be finite; "
-        "a lower adam.lr (or sparsepo.mask_lr where masks learn) or max_norm may help. "
-        "Nothing was saved after the last checkpoint"
+        f"loss is {result.loss.item()} at step {number} (pairs {pairs} of the micro-batch): it must be finite; "
+        "a lower learning rate, of the policy or of its masks, or clipped gradients may help",
+        about="learning rate",
     )

@@ -12,7 +12,7 @@ from .errors import SparsePOError
 
 
 class MaskPair(NamedTuple):
-    """The two token weights of DESIGN's masked advantage (paper Eq. 7 and 8).
+    """The two weights of each token: its masked advantage is m_u·r − m_d·e (paper Eq. 7 and 8).
 
     Attributes:
         reward: m_u, weight of each token's log-ratio. float [N].
@@ -44,6 +44,29 @@ class ResponseTokens:
     group: dist.ProcessGroup | None = None
 
     @classmethod
+    def from_mask(cls, input_ids: Tensor, response_mask: Tensor) -> "ResponseTokens":
+        """Index a batch whose response tokens are marked; `rows` count into the hidden states flattened to [S·T, d].
+
+        Args:
+            input_ids: int64 [S, T], padded anywhere.
+            response_mask: [S, T], 1 on response tokens. A row's first token is none: nothing predicts it.
+
+        Raises:
+            SparsePOError: S is odd or the shapes disagree.
+        """
+        _check_shapes(input_ids, response_mask, "response_mask")
+        response = response_mask.bool().clone()
+        response[:, :1] = False
+        sequence, column = response.nonzero(as_tuple=True)
+        return cls(
+            labels=input_ids[sequence, column],
+            rows=sequence * input_ids.shape[1] + column - 1,
+            sequence=sequence,
+            position=(response.cumsum(-1) - 1)[sequence, column],
+            num_pairs=len(input_ids) // 2,
+        )
+
+    @classmethod
     def from_padded(cls, input_ids: Tensor, attention_mask: Tensor, prompt_lens: Tensor) -> "ResponseTokens":
         """Index a padded batch; `rows` count into the hidden states flattened to [S·T, d].
 
@@ -55,23 +78,11 @@ class ResponseTokens:
         Raises:
             SparsePOError: S is odd or the shapes disagree.
         """
-        if attention_mask.shape != input_ids.shape or input_ids.dim() != 2:
-            raise SparsePOError(
-                f"input_ids {tuple(input_ids.shape)} and attention_mask {tuple(attention_mask.shape)} must agree"
-            )
-        real = attention_mask.bool()
-        place = attention_mask.long().cumsum(-1) - 1
+        _check_shapes(input_ids, attention_mask, "attention_mask")
         prompt_lens = _prompt_lens(prompt_lens, input_ids)
         # The first token of a sequence has no predicting row, also when its prompt is empty.
-        response = real & (place >= prompt_lens.clamp(min=1)[:, None])
-        sequence, column = response.nonzero(as_tuple=True)
-        return cls(
-            labels=input_ids[sequence, column],
-            rows=sequence * input_ids.shape[1] + column - 1,
-            sequence=sequence,
-            position=place[sequence, column] - prompt_lens.clamp(min=1)[sequence],
-            num_pairs=len(input_ids) // 2,
-        )
+        place = attention_mask.long().cumsum(-1) - 1
+        return cls.from_mask(input_ids, attention_mask.bool() & (place >= prompt_lens.clamp(min=1)[:, None]))
 
     @classmethod
     def from_packed(cls, input_ids: Tensor, sequence_lens: Tensor, prompt_lens: Tensor) -> "ResponseTokens":
@@ -145,6 +156,14 @@ class ResponseTokens:
             dist.all_reduce(low, op=dist.ReduceOp.MIN, group=self.group)
             dist.all_reduce(high, op=dist.ReduceOp.MAX, group=self.group)
         return low, high
+
+
+def _check_shapes(input_ids: Tensor, mask: Tensor, name: str) -> None:
+    if mask.shape != input_ids.shape or input_ids.dim() != 2 or len(input_ids) % 2:
+        raise SparsePOError(
+            f"input_ids {tuple(input_ids.shape)} and {name} {tuple(mask.shape)} must agree, "
+            "and an even number is needed of their rows, chosen first"
+        )
 
 
 def _prompt_lens(prompt_lens: Tensor, sequences: Tensor) -> Tensor:

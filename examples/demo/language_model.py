@@ -1,7 +1,5 @@
 """A small Llama that writes film reviews: its tokenizer, its training from scratch, and sampling from it."""
 
-from pathlib import Path
-
 import torch
 from reviews import Reviewer, vocabulary
 from tokenizers import Tokenizer
@@ -47,11 +45,6 @@ def train(tokenizer: PreTrainedTokenizerFast, reviewer: Reviewer, device: str) -
         optimizer.zero_grad()
         progress.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
     return model.eval()
-
-
-def load(folder: Path, device: str) -> LlamaForCausalLM:
-    """The model that a run left in `folder`, in float32."""
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
 
 
 @torch.no_grad()

@@ -9,20 +9,18 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import torch
 import typer
-from language_model import build_tokenizer, load, sample, train
+from language_model import build_tokenizer, sample, train
 from reviews import Reviewer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from sparsepo_plugin import PreferenceStep, ResponseTokens, load_mask
+from sparsepo_plugin import Run, load_run
 
 CONFIG = Path(__file__).with_name("sparsepo.yaml")
 TRAIN_PROMPTS, HELD_OUT_PROMPTS = 2400, 500
@@ -38,16 +36,6 @@ class Pair(NamedTuple):
     prompt: str
     chosen: str
     rejected: str
-
-
-@dataclass
-class HeldOut:
-    """What the masks and the policy say of held-out pairs; N response tokens, P pairs."""
-
-    mask_reward: Tensor
-    mask_kl: Tensor
-    labels: Tensor
-    margins: Tensor
 
 
 def main(
@@ -77,16 +65,17 @@ def main(
     train_policy(output, seed)
 
     announce(4, "what was learned")
-    policy = load(output / "policy", device)
-    completions = sample(policy, tokenizer, held_out_prompts)
+    run = load_run(output / "policy", device=device)
+    completions = sample(run.policy, tokenizer, held_out_prompts)
     metrics = {
         "reward_before": before,
         "reward_after": mean_score(completions),
-        "token_kl": token_kl(policy, reference, tokenizer, held_out_prompts, completions),
-        **mask_metrics(look_at_pairs(policy, reference, tokenizer, held_out, output / "policy"), tokenizer),
+        "token_kl": mean_token_kl(run, held_out_prompts, completions),
+        **look_at_pairs(run, held_out),
         "seconds": time.monotonic() - start,
     }
     show(metrics, output / "metrics.json")
+    show_heaviest(run, held_out[0])
 
 
 def announce(number: int, what: str) -> None:
@@ -142,67 +131,25 @@ def train_policy(output: Path, seed: int) -> None:
         raise typer.Exit(code)
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerFast, prompts: list[str], responses: list[str], device: torch.device
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Padded batch of prompt + response, and the prompts' lengths [S]."""
-    rows = zip(prompts, responses, strict=True)
-    texts = [f"{prompt} {response.strip()} {tokenizer.eos_token}" for prompt, response in rows]
-    batch = tokenizer(texts, padding=True, return_tensors="pt").to(device)
-    lengths = torch.tensor([len(ids) for ids in tokenizer(prompts)["input_ids"]], device=device)
-    return dict(batch), lengths
-
-
-@torch.no_grad()
-def token_kl(
-    policy: PreTrainedModel,
-    reference: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: list[str],
-    completions: list[str],
-) -> float:
-    """Mean over response tokens of KL(π‖π_ref) over the vocabulary, on the policy's own completions."""
-    batch, lengths = encode(tokenizer, prompts, completions, policy.device)
-    logps, reference_logps = (model(**batch).logits[:, :-1].log_softmax(-1) for model in (policy, reference))
-    kl = (logps.exp() * (logps - reference_logps)).sum(-1)
-    place = torch.arange(1, kl.shape[1] + 1, device=kl.device)
-    return kl[batch["attention_mask"][:, 1:].bool() & (place >= lengths[:, None])].mean().item()
-
-
-@torch.no_grad()
-def look_at_pairs(
-    policy: PreTrainedModel,
-    reference: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    pairs: list[Pair],
-    mask_folder: Path,
-) -> HeldOut:
-    """Masks and implicit rewards of held-out pairs, by the step that trained them."""
-    mask_head, config = load_mask(mask_folder)
-    step = PreferenceStep(config, beta=1.0)
-    model = step.wrap(policy, reference, mask_head=mask_head.to(policy.device)).eval()
-    prompts, chosen, rejected = map(list, zip(*pairs, strict=True))
-    batch, lengths = encode(tokenizer, prompts * 2, chosen + rejected, policy.device)
-    tokens = ResponseTokens.from_padded(batch["input_ids"], batch["attention_mask"], lengths)
-    output = step(partial(model, **batch), partial(reference, **batch), tokens)
-    return HeldOut(
-        mask_reward=output.masks.reward,
-        mask_kl=output.masks.kl,
-        labels=tokens.labels,
-        margins=output.chosen_rewards - output.rejected_rewards,
-    )
-
-
-def mask_metrics(held_out: HeldOut, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
+def look_at_pairs(run: Run, pairs: list[Pair]) -> dict[str, float]:
     """Accuracy of the implicit reward, sparsity of both masks in percent, and what the reward mask finds."""
-    words = tokenizer.convert_ids_to_tokens(held_out.labels.tolist())
-    sentiment = torch.tensor([word in SCORER.lexicon for word in words], device=held_out.labels.device)
+    tables = [run.tokens(*pair) for pair in pairs]
+    margins = [table.of("chosen").advantage.sum() - table.of("rejected").advantage.sum() for table in tables]
+    mask_reward = torch.cat([table.mask_reward for table in tables])
+    mask_kl = torch.cat([table.mask_kl for table in tables])
+    sentiment = torch.tensor([word in SCORER.lexicon for table in tables for word in table.text])
     return {
-        "accuracy": (held_out.margins > 0).float().mean().item(),
-        "sparsity_reward": 100 * (held_out.mask_reward == 0).float().mean().item(),
-        "sparsity_kl": 100 * (held_out.mask_kl == 0).float().mean().item(),
-        "mask_auc": roc_auc(held_out.mask_reward, sentiment),
+        "accuracy": (torch.stack(margins) > 0).float().mean().item(),
+        "sparsity_reward": 100 * (mask_reward == 0).float().mean().item(),
+        "sparsity_kl": 100 * (mask_kl == 0).float().mean().item(),
+        "mask_auc": roc_auc(mask_reward, sentiment),
     }
+
+
+def mean_token_kl(run: Run, prompts: list[str], completions: list[str]) -> float:
+    """Mean over response tokens of KL(π_ref‖π) on the policy's own completions."""
+    rows = zip(prompts, completions, strict=True)
+    return torch.cat([run.tokens(prompt, response=f" {text}").kl for prompt, text in rows]).mean().item()
 
 
 def roc_auc(scores: Tensor, positive: Tensor) -> float:
@@ -218,7 +165,7 @@ def show(metrics: dict[str, float], path: Path) -> None:
     notes = {
         "reward_before": "VADER score of sampled completions, -1 to 1",
         "reward_after": "the same after training",
-        "token_kl": "nats per token to the reference",
+        "token_kl": "KL(π_ref‖π) in nats a token, on completions of its own",
         "accuracy": "held-out pairs ranked as VADER does",
         "sparsity_reward": "% of reward mask m_u exactly zero",
         "sparsity_kl": "% of KL mask m_d exactly zero",
@@ -229,6 +176,17 @@ def show(metrics: dict[str, float], path: Path) -> None:
     for name, value in metrics.items():
         print(f"{name:<16}{value:>10.4g}   {notes[name]}")
     print(f"\nwritten to {path}")
+
+
+def show_heaviest(run: Run, pair: Pair) -> None:
+    """One response, and the five of its tokens that the masks weigh most."""
+    table = run.tokens(prompt=pair.prompt, response=pair.chosen)
+    heaviest = table.take(table.mask_reward.argsort(descending=True)[:5].tolist())
+    print(f"\n{pair.prompt}{pair.chosen}\n\n{'token':<16}{'m_u':>8}{'m_d':>8}{'log-ratio':>12}{'advantage':>12}")
+    columns = (heaviest.mask_reward, heaviest.mask_kl, heaviest.log_ratio, heaviest.advantage)
+    for text, *numbers in zip(heaviest.text, *(column.tolist() for column in columns), strict=True):
+        m_u, m_d, log_ratio, advantage = numbers
+        print(f"{text:<16}{m_u:>8.2f}{m_d:>8.2f}{log_ratio:>12.2f}{advantage:>12.2f}")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import SparsePOError
-from ..train import one_line_errors
+from ..errors import SparsePOError, one_line_errors
 from . import CONVERTERS
 from .base import Row
 from .files import read_rows, write_pairs

@@ -1,21 +1,12 @@
-"""One file per mask; importing this package registers them."""
+"""One file per mask; importing this package registers them all."""
 
-from .activation import ActivationMask
-from .base import MaskHead, TokenMask, build_masks
-from .decay import DecayMask
-from .learned import LearnedMask
-from .random import RandomMask
-from .selected import SelectedMask
-from .uniform import UniformMask
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = [
-    "ActivationMask",
-    "DecayMask",
-    "LearnedMask",
-    "MaskHead",
-    "RandomMask",
-    "SelectedMask",
-    "TokenMask",
-    "UniformMask",
-    "build_masks",
-]
+from .base import TokenMask
+from .pair import Masks, build_masks, refuse_idle_keys
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Masks", "TokenMask", "build_masks", "refuse_idle_keys"]

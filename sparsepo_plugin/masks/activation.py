@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
+from ..decoder import SITES
 from ..errors import SparsePOError
-from ..reference import SITES, ReferenceFeatures
+from ..reference import ReferenceFeatures
 from ..registry import MASKS
 from ..tokens import ResponseTokens
 from .base import TokenMask
@@ -26,8 +27,9 @@ class ActivationMask(TokenMask):
         min: ε, where minmax starts.
     """
 
-    zeros_have_gradient = False
     needs = frozenset({"activations"})
+    zeros_have_gradient = False
+    causal = False  # standardised over the whole response
 
     def __init__(
         self,
@@ -38,8 +40,9 @@ class ActivationMask(TokenMask):
     ) -> None:
         super().__init__()
         if min and rescale == "none":
-            raise SparsePOError("sparsepo.min has no effect with sparsepo.rescale: none")
+            raise SparsePOError("min has no effect with rescale: none")
         self.sites, self.rescale, self.min = tuple(sites), rescale, min
+        self.signed = rescale == "none"
 
     def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> Tensor:
         """Mask of each response token. float [N]; 1 throughout a response whose activations do not vary."""

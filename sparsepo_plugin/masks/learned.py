@@ -36,6 +36,9 @@ class LearnedMask(TokenMask):
         SparsePOError: a layer that the model does not have, or min not below max.
     """
 
+    needs = frozenset({"hidden_states", "last_hidden"})
+    converts_features = True  # a layer at a time: all of them in float32 would be twice their size
+
     def __init__(
         self,
         hidden_size: int,
@@ -52,7 +55,7 @@ class LearnedMask(TokenMask):
     ) -> None:
         super().__init__()
         if max is not None and min >= max:
-            raise SparsePOError(f"sparsepo.min: {min} must be below sparsepo.max: {max}")
+            raise SparsePOError(f"min: {min} must be below max: {max}")
         self.hidden_layers = _layer_indices(layers, num_layers)
         self.needs = frozenset({"last_hidden" if self.hidden_layers == (num_layers - 1,) else "hidden_states"})
         self.layer_norm, self.binary, self.min, self.max = layer_norm, activation == "binary", min, max
@@ -97,7 +100,7 @@ class LearnedMask(TokenMask):
 
     def _layer_mask(self, hidden: Tensor, index: int) -> Tensor:
         """H·w + b of one layer, before the ReLU. [N, d] -> [N]."""
-        hidden = hidden.to(self.weight.device, torch.promote_types(hidden.dtype, torch.float32))
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         if self.layer_norm:
             hidden = nn.functional.layer_norm(hidden, hidden.shape[-1:])
         hidden = self.dropout(hidden)
@@ -118,5 +121,5 @@ def _layer_indices(layers: str | list[int], num_layers: int) -> tuple[int, ...]:
     if isinstance(layers, str):
         return tuple(range(num_layers)) if layers == "all" else (num_layers - 1,)
     if not layers or any(not -num_layers <= layer < num_layers for layer in layers):
-        raise SparsePOError(f"sparsepo.layers: {layers}, allowed are all, last, or a list from 0 to {num_layers - 1}")
+        raise SparsePOError(f"layers: {layers}, allowed are all, last, or a list from 0 to {num_layers - 1}")
     return tuple(sorted({layer % num_layers for layer in layers}))

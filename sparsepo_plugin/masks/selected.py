@@ -24,8 +24,9 @@ class SelectedMask(TokenMask):
         k: Share of each response's tokens, rounded up.
     """
 
+    needs = frozenset({"logps", "oracle_logps"})
     zeros_have_gradient = False
-    needs = frozenset({"token_rewards"})
+    causal = False  # ranks a whole response, by rewards of the tokens themselves
 
     def __init__(self, *, oracle: str, k: Annotated[float, Field(gt=0, le=1)] = 0.3) -> None:
         super().__init__()
@@ -38,8 +39,12 @@ class SelectedMask(TokenMask):
             SparsePOError: under ring attention, where no process sees a whole response.
         """
         if tokens.group is not None:
-            raise SparsePOError("mask selected ranks the tokens of whole responses: ds.ring_attn_size must be 1")
-        score = torch.where(tokens.chosen, features.token_rewards, -features.token_rewards)
+            raise SparsePOError(
+                "mask 'selected' ranks the tokens of whole responses, which must not be sharded over processes",
+                about="sharded sequences",
+            )
+        rewards = features.oracle_logps - features.logps
+        score = torch.where(tokens.chosen, rewards, -rewards)
         # Sorted by sequence and, within it, by falling score; both sorts are stable.
         order = score.argsort(descending=True, stable=True)
         order = order[tokens.sequence[order].argsort(stable=True)]

@@ -1,23 +1,11 @@
-"""One file per objective; importing this package registers them."""
+"""One file per objective; importing this package registers them all."""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from .base import Objective, ObjectiveOutput, preference_loss
-from .d2po import D2PO
-from .dpo import DPO
-from .dpop import DPOPositive
-from .sepo import SePO
-from .simpo import SimPO
-from .sparsepo import SparsePO
-from .tdpo import TDPO
 
-__all__ = [
-    "D2PO",
-    "DPO",
-    "TDPO",
-    "DPOPositive",
-    "Objective",
-    "ObjectiveOutput",
-    "SePO",
-    "SimPO",
-    "SparsePO",
-    "preference_loss",
-]
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Objective", "ObjectiveOutput", "preference_loss"]

@@ -1,6 +1,8 @@
 """What every objective is, what it returns, and the preference loss that they share."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
@@ -11,62 +13,80 @@ from ..tokens import MaskPair, ResponseTokens
 
 @dataclass
 class ObjectiveOutput:
-    """Loss and rewards of a batch of P pairs.
+    """Loss and rewards of a batch of P pairs with N response tokens.
 
     Attributes:
         loss: Mean over pairs, scalar, with gradient.
         chosen_rewards: Implicit reward R of each chosen response, detached. [P].
         rejected_rewards: The same for the rejected ones. [P].
         metrics: Scalars to log, detached.
+        advantage: What each token adds to its response's R, before the scale β; detached, or None if R is no such
+            sum. [N].
     """
 
     loss: Tensor
     chosen_rewards: Tensor
     rejected_rewards: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    advantage: Tensor | None = None
 
 
 class Objective(nn.Module):
     """A loss over token statistics. What it does not declare is neither loaded nor computed.
 
-    Constructor parameters named in `supplied` come from the host's own flags; all others are options of the YAML
-    section that bears the objective's name.
+    A constructor declares by its parameters what it may be given. Those named in `from_host` come from the host's
+    flags; all others are options of the YAML, checked against their annotations. An objective has no parameters to
+    train: what is learned belongs into a mask. Its buffers are saved and resumed.
 
     Attributes:
-        reference: Whether log π_ref is read.
-        expectation: Distribution that e_t is averaged under; None if e_t is not read.
-        mask: Registered mask that gives m_u; ANY_MASK lets the YAML choose both; None if masks are not read.
-        supplied: Options that the host's flags give.
+        needs_reference: Whether log π_ref is read.
+        expectation: Distribution that e_t is averaged under, `reference` or `policy`; None if e_t is not read.
+        chooses_mask: Whether masks are read that the YAML chooses.
+        mask: Registered mask that is read without asking the YAML; None for no mask, or one that the YAML chooses.
+        from_host: Options that the host's own flags give, where the constructor has them.
+        regularises: Options that weigh a norm of the masks, and so have no effect on masks that learn nothing.
     """
 
-    ANY_MASK = "*"
-
-    reference: bool = True
+    needs_reference: bool = True
     expectation: Expectation | None = None
+    chooses_mask: bool = False
     mask: str | None = None
-    supplied: tuple[str, ...] = ("beta", "label_smoothing")
+    from_host: tuple[str, ...] = ("beta", "label_smoothing")
+    regularises: tuple[str, ...] = ()
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
+
+    @classmethod
+    def refuse_idle(cls, given: Mapping[str, Any]) -> None:
+        """Refuse an option that has no effect beside the others.
+
+        Args:
+            given: The options that the YAML sets.
+
+        Raises:
+            SparsePOError: names the option first; the section's name is put before it.
+        """
 
     def forward(self, stats: TokenStatistics, masks: MaskPair | None, tokens: ResponseTokens) -> ObjectiveOutput:
         """Loss of a batch.
 
         Args:
             stats: Statistics of the N response tokens, [N] each.
-            masks: Their weights, [N] each.
+            masks: Their weights, [N] each; None where no mask is declared.
             tokens: Their index.
         """
         raise NotImplementedError
 
-    def output(self, rewards: Tensor, margin: float = 0.0) -> ObjectiveOutput:
+    def output(self, rewards: Tensor, margin: float = 0.0, advantage: Tensor | None = None) -> ObjectiveOutput:
         """Bradley-Terry loss of R [2P], the chosen ones lowered by `margin`."""
         chosen_rewards, rejected_rewards = rewards.detach().chunk(2)
         return ObjectiveOutput(
             loss=preference_loss(rewards, self.label_smoothing, margin).mean(),
             chosen_rewards=chosen_rewards,
             rejected_rewards=rejected_rewards,
+            advantage=None if advantage is None else advantage.detach(),
         )
 
 

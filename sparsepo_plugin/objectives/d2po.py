@@ -25,4 +25,5 @@ class D2PO(Objective):
 
     def forward(self, stats: TokenStatistics, masks: MaskPair, tokens: ResponseTokens) -> ObjectiveOutput:
         """Loss of a batch; see `Objective`."""
-        return self.output(self.beta * tokens.sum(masks.reward * (stats.policy_logps - stats.reference_logps)))
+        advantage = masks.reward * (stats.policy_logps - stats.reference_logps)
+        return self.output(self.beta * tokens.sum(advantage), advantage=advantage)

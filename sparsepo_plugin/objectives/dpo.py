@@ -23,4 +23,5 @@ class DPO(Objective):
 
     def forward(self, stats: TokenStatistics, masks: MaskPair | None, tokens: ResponseTokens) -> ObjectiveOutput:
         """Loss of a batch; see `Objective`."""
-        return self.output(self.beta * tokens.sum(stats.policy_logps - stats.reference_logps))
+        advantage = stats.policy_logps - stats.reference_logps
+        return self.output(self.beta * tokens.sum(advantage), advantage=advantage)

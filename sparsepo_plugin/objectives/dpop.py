@@ -27,5 +27,8 @@ class DPOPositive(Objective):
 
     def forward(self, stats: TokenStatistics, masks: MaskPair | None, tokens: ResponseTokens) -> ObjectiveOutput:
         """Loss of a batch; see `Objective`."""
-        chosen, rejected = tokens.sum(stats.policy_logps - stats.reference_logps).chunk(2)
-        return self.output(self.beta * torch.cat([chosen - self.lambda_ * (-chosen).relu(), rejected]))
+        log_ratio = stats.policy_logps - stats.reference_logps
+        # −λ·max(0, −Σr) is λ·Σr where Σr is negative.
+        penalised = tokens.chosen & (tokens.sum(log_ratio.detach()) < 0)[tokens.sequence]
+        advantage = torch.where(penalised, 1 + self.lambda_, 1.0).to(log_ratio) * log_ratio
+        return self.output(self.beta * tokens.sum(advantage), advantage=advantage)

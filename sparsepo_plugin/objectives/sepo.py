@@ -1,6 +1,5 @@
 """SePO (Yang et al. 2024), the second stage."""
 
-import torch
 from pydantic import PositiveFloat
 
 from ..divergence import TokenStatistics
@@ -21,9 +20,9 @@ class SePO(Objective):
         gamma: γ, the scale of the length-normalised reward.
     """
 
-    reference = False
+    needs_reference = False
     mask = "selected"
-    supplied = ("label_smoothing",)
+    from_host = ("label_smoothing",)
 
     def __init__(self, label_smoothing: float = 0.0, gamma: PositiveFloat = 2.0) -> None:
         super().__init__(label_smoothing)
@@ -31,5 +30,6 @@ class SePO(Objective):
 
     def forward(self, stats: TokenStatistics, masks: MaskPair, tokens: ResponseTokens) -> ObjectiveOutput:
         """Loss of a batch; see `Objective`."""
-        logps, count = tokens.sum(torch.stack([masks.reward * stats.policy_logps, masks.reward]))
-        return self.output(self.gamma * logps / count.clamp(min=1))
+        selected = tokens.sum(masks.reward).clamp(min=1)
+        advantage = masks.reward * stats.policy_logps / selected[tokens.sequence]
+        return self.output(self.gamma * tokens.sum(advantage), advantage=advantage)

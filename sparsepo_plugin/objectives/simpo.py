@@ -20,8 +20,8 @@ class SimPO(Objective):
         gamma: γ.
     """
 
-    reference = False
-    supplied = ("label_smoothing",)
+    needs_reference = False
+    from_host = ("label_smoothing",)
 
     def __init__(self, label_smoothing: float = 0.0, beta: PositiveFloat = 2.0, gamma: NonNegativeFloat = 1.0) -> None:
         super().__init__(label_smoothing)
@@ -29,4 +29,5 @@ class SimPO(Objective):
 
     def forward(self, stats: TokenStatistics, masks: MaskPair | None, tokens: ResponseTokens) -> ObjectiveOutput:
         """Loss of a batch; see `Objective`."""
-        return self.output(self.beta * tokens.mean(stats.policy_logps), margin=self.gamma)
+        advantage = stats.policy_logps / tokens.count()[tokens.sequence]
+        return self.output(self.beta * tokens.sum(advantage), margin=self.gamma, advantage=advantage)

@@ -1,10 +1,13 @@
 """SparsePO (Christopoulou et al., Findings of EMNLP 2025)."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from ..divergence import Expectation, TokenStatistics
+from ..errors import SparsePOError
 from ..registry import OBJECTIVES
 from ..tokens import MaskPair, ResponseTokens
 from .base import Objective, ObjectiveOutput
@@ -26,13 +29,15 @@ class SparsePO(Objective):
         expectation: Distribution X of e_t.
     """
 
-    mask = Objective.ANY_MASK
+    expectation: Expectation = "reference"
+    chooses_mask = True
+    regularises = ("l1_reward", "l1_kl")
 
     def __init__(
         self,
         beta: float = 0.1,
-        l1_reward: float = 0.0,
-        l1_kl: float = 0.0,
+        l1_reward: NonNegativeFloat = 0.0,
+        l1_kl: NonNegativeFloat = 0.0,
         label_smoothing: float = 0.0,
         l1_reduction: Literal["sum", "mean"] = "sum",
         expectation: Expectation = "reference",
@@ -41,13 +46,19 @@ class SparsePO(Objective):
         self.beta, self.expectation = beta, expectation
         self.l1_reward, self.l1_kl, self.l1_reduction = l1_reward, l1_kl, l1_reduction
 
+    @classmethod
+    def refuse_idle(cls, given: Mapping[str, Any]) -> None:
+        """See `Objective`."""
+        if "l1_reduction" in given and not (given.get("l1_reward") or given.get("l1_kl")):
+            raise SparsePOError("l1_reduction has no effect without l1_reward or l1_kl")
+
     def forward(self, stats: TokenStatistics, masks: MaskPair, tokens: ResponseTokens) -> ObjectiveOutput:
         """Loss of a batch; see `Objective`."""
         log_ratio = stats.policy_logps - stats.reference_logps
-        rewards = self.beta * tokens.sum(masks.reward * log_ratio - masks.kl * stats.expected_log_ratio)
+        advantage = masks.reward * log_ratio - masks.kl * stats.expected_log_ratio
         l1_reward = self.l1_reward * self._l1(masks.reward, tokens)
         l1_kl = self.l1_kl * self._l1(masks.kl, tokens)
-        output = self.output(rewards)
+        output = self.output(self.beta * tokens.sum(advantage), advantage=advantage)
         output.loss = output.loss + l1_reward + l1_kl
         output.metrics = {"l1_reward": l1_reward.detach(), "l1_kl": l1_kl.detach()}
         return output

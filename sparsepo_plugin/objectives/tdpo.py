@@ -1,9 +1,10 @@
 """TDPO (Zeng et al., ICML 2024)."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import NonNegativeFloat
 
 from ..divergence import TokenStatistics
 from ..errors import SparsePOError
@@ -23,7 +24,7 @@ class TDPO(Objective):
         beta: β.
         label_smoothing: Probability that a preference label is flipped.
         version: 1 or 2.
-        alpha: α of v2; 0.5 by default.
+        alpha: α of v2.
     """
 
     expectation = "reference"
@@ -33,19 +34,21 @@ class TDPO(Objective):
         beta: float = 0.1,
         label_smoothing: float = 0.0,
         version: Literal[1, 2] = 2,
-        alpha: Annotated[float, Field(ge=0)] | None = None,
+        alpha: NonNegativeFloat = 0.5,
     ) -> None:
         super().__init__(label_smoothing)
-        if version == 1 and alpha is not None:
-            raise SparsePOError("tdpo.alpha has no effect with tdpo.version: 1")
-        self.beta, self.version = beta, version
-        self.alpha = 0.5 if alpha is None else alpha
+        self.beta, self.version, self.alpha = beta, version, alpha
+
+    @classmethod
+    def refuse_idle(cls, given: Mapping[str, Any]) -> None:
+        """See `Objective`."""
+        if given.get("version") == 1 and "alpha" in given:
+            raise SparsePOError("alpha has no effect with tdpo.version: 1")
 
     def forward(self, stats: TokenStatistics, masks: MaskPair | None, tokens: ResponseTokens) -> ObjectiveOutput:
         """Loss of a batch; see `Objective`."""
-        columns = [stats.policy_logps - stats.reference_logps, -stats.expected_log_ratio]
-        log_ratio, kl = tokens.sum(torch.stack(columns))
-        if self.version == 1:
-            return self.output(self.beta * (log_ratio + kl))
-        chosen, rejected = kl.chunk(2)
-        return self.output(self.beta * (log_ratio + self.alpha * torch.cat([chosen.detach(), rejected])))
+        log_ratio, kl = stats.policy_logps - stats.reference_logps, -stats.expected_log_ratio
+        if self.version == 2:
+            kl = self.alpha * torch.where(tokens.chosen, kl.detach(), kl)
+        advantage = log_ratio + kl
+        return self.output(self.beta * tokens.sum(advantage), advantage=advantage)

@@ -1,10 +1,13 @@
 """Tiny random models and batches, for every test of the core."""
 
+from functools import partial
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
-from sparsepo_plugin import ResponseTokens
+from sparsepo_plugin import LossConfig, MaskedPolicy, PreferenceStep, ResponseTokens, RunDescription, Runner
+from sparsepo_plugin.texts import Joining
 
 VOCABULARY, WIDTH, LAYERS = 37, 16, 3
 
@@ -103,6 +106,43 @@ class Pairs:
         """The same sequences in one row, as OpenRLHF gives them to a model: positions restart, no attention mask."""
         positions = torch.cat([torch.arange(len(sequence)) for sequence in self.sequences])
         return {"input_ids": torch.cat(self.sequences)[None], "attention_mask": None, "position_ids": positions[None]}
+
+
+def make_step(
+    section: dict | None,
+    policy: nn.Module,
+    reference: nn.Module | None,
+    *,
+    loss: str = "sparsepo",
+    beta: float = 0.5,
+    label_smoothing: float = 0.0,
+    **options: object,
+) -> PreferenceStep:
+    """The step of a section over two models; `step.policy` is the policy with its masks."""
+    config = LossConfig.from_section(section, loss, beta=beta, label_smoothing=label_smoothing)
+    return PreferenceStep(MaskedPolicy(policy, reference, config), **options)
+
+
+def describe(config: LossConfig, **changes: object) -> RunDescription:
+    """A description of a run over these models."""
+    values = {
+        "versions": {"sparsepo-plugin": "0.1.0"},
+        "host": "a test",
+        "loss": config,
+        "base_model": "base",
+        "reference": "base",
+        "shared_reference": False,
+        "dtype": "float32",
+        "hidden_size": WIDTH,
+        "num_layers": LAYERS,
+        "joining": Joining(),
+    }
+    return RunDescription(**{**values, **changes})
+
+
+def runner(model: nn.Module | None, inputs: dict[str, Tensor]) -> Runner | None:
+    """A frozen model on a batch."""
+    return None if model is None else Runner(model, partial(model, **inputs))
 
 
 TWO_PAIRS = [(3, 4), (2, 1), (3, 2), (2, 6)]

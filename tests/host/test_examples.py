@@ -15,8 +15,8 @@ def test_example(path):
     host = load_host(stage)
     args = host.parse_args(["--config", str(path)])
     if stage == "train_dpo":
-        loss = host.get_loss_class(args.loss)(args)
-        assert loss.section == args.loss
+        loss = host.get_loss_class(args.loss, args.loss_plugins)(args)
+        assert loss.config.section == args.loss
         assert loss.loads_reference == (args.ds.lora.rank == 0 and args.loss != "simpo")
 
 

@@ -12,7 +12,7 @@ import yaml
 from host_runs import merge, places
 from transformers import AutoModelForCausalLM
 
-from sparsepo_plugin import load_mask
+from sparsepo_plugin import load_masks
 
 LONG = {
     "train": {"max_epochs": 3, "micro_batch_size": 4},
@@ -74,8 +74,8 @@ def test_the_saved_folder_is_a_plain_model_with_the_mask_beside_it(train, tiny):
     start = AutoModelForCausalLM.from_pretrained(tiny / "model").state_dict()
     assert trained.keys() == start.keys()
     assert all(not torch.equal(trained[key], start[key]) for key in trained)
-    mask_head, section = load_mask(folder)
-    assert section.mask == "learned" and not section.shared and mask_head.kl is not None
+    masks, description = load_masks(folder)
+    assert description.loss.reward.mask == description.loss.kl.mask == "learned" and masks.kl is not None
 
 
 def test_the_saved_adapter_loads_with_peft(train, tiny):
@@ -86,4 +86,4 @@ def test_the_saved_adapter_loads_with_peft(train, tiny):
     model = PeftModel.from_pretrained(base, run.folder / "out")
     lora_b = [value for key, value in model.state_dict().items() if "lora_B" in key]
     assert lora_b and all(value.abs().max() > 0 for value in lora_b)
-    load_mask(run.folder / "out")
+    load_masks(run.folder / "out")

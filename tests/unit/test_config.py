@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from sparsepo_plugin import SparsePOConfig, SparsePOError
+from sparsepo_plugin import OBJECTIVES, LossConfig, Objective, SparsePOError
 
 FULL = """
 mask: learned
@@ -17,7 +17,6 @@ l1_reduction: mean
 mask_lr: 1e-3
 mask_weight_decay: 0.01
 chunk_size: 64
-plugins: [json]
 layers: [0, -1]
 depth: 2
 layer_norm: false
@@ -27,47 +26,135 @@ min: 0.1
 max: 2
 init: linear
 reward: {dropout: 0.0}
-kl: {layers: last, min: 0}
+kl: {layers: last, min: 2e-4}
 """
 
 
-def config(text: str) -> SparsePOConfig:
-    return SparsePOConfig.from_section(yaml.safe_load(text))
+def config(text: str) -> LossConfig:
+    return LossConfig.from_section(yaml.safe_load(text), beta=0.3, label_smoothing=0.1)
 
 
 def test_defaults():
     for section in (None, {}):
-        default = SparsePOConfig.from_section(section)
-        assert (default.mask, default.shared, default.expectation) == ("learned", True, "reference")
-        assert (default.mask_lr, default.mask_weight_decay) == (1e-3, 0.01)
-        assert (default.l1_reward, default.l1_kl, default.l1_reduction, default.chunk_size) == (0.0, 0.0, "sum", None)
-        assert default.section() == {}
+        default = LossConfig.from_section(section)
+        assert default.loss == default.section == "sparsepo"
+        assert default.reward.mask == "learned"
+        assert default.kl is None
+        assert (default.mask_lr, default.mask_weight_decay, default.chunk_size) == (1e-3, 0.01, None)
+
+
+def test_every_option_is_resolved():
+    """What a description keeps: a default that changes later must not change what it means."""
+    assert config("").objective == {
+        "l1_reward": 0.0,
+        "l1_kl": 0.0,
+        "l1_reduction": "sum",
+        "expectation": "reference",
+        "beta": 0.3,
+        "label_smoothing": 0.1,
+    }
+    assert config("").reward.options == {
+        "layers": "all",
+        "depth": 1,
+        "layer_norm": True,
+        "activation": "relu",
+        "dropout": 0.0,
+        "min": 0.0,
+        "max": None,
+        "init": "positive",
+    }
+    assert LossConfig.from_section({}, "tdpo", beta=0.2).objective["alpha"] == 0.5
+    assert LossConfig.from_section({}, "dpo").objective == {"beta": 0.1, "label_smoothing": 0.0}, "the constructor's"
+
+
+def test_flags_of_the_host_go_to_objectives_that_take_them():
+    own_scale = LossConfig.from_section({}, "simpo", beta=0.7, label_smoothing=0.1)
+    assert own_scale.objective == {"beta": 2.0, "gamma": 1.0, "label_smoothing": 0.1}
 
 
 def test_every_key():
     full = config(FULL)
-    assert full.l1_reward == 2e-4  # YAML 1.1 reads 2e-4 as a string
+    assert full.objective["l1_reward"] == 2e-4  # YAML 1.1 reads 2e-4 as a string
     assert full.mask_lr == 1e-3
-    assert full.options["layers"] == [0, -1]
-    assert full.options["max"] == 2.0
-    assert full.kl == {"layers": "last", "min": 0.0}
+    assert full.reward.options["layers"] == full.reward.options["layers"] == [0, -1]
+    assert full.reward.options | {"dropout": 0.1, "layers": "last", "min": 2e-4} == full.kl.options
+    assert (full.reward.options["max"], full.reward.options["dropout"]) == (2.0, 0.0)
     assert config("mask_lr: policy").mask_lr == "policy"
 
 
 @pytest.mark.parametrize("text", [FULL, "", "mask: uniform\nvalue: 0.5", "mask: activation\nsites: [residual]"])
-def test_round_trip(text):
-    """What `section()` gives is what checkpoints hold: the same config again, and a YAML that says it."""
+def test_json_round_trip(text):
     first = config(text)
-    again = SparsePOConfig.from_section(first.section())
-    assert again == first
-    assert again.section() == first.section()
-    assert config(yaml.safe_dump(first.section())) == first
+    assert LossConfig.model_validate_json(first.model_dump_json()) == first
+
+
+# Masks of the two roles.
+
+
+@pytest.mark.parametrize(
+    ("text", "reward", "kl"),
+    [
+        ("", ("learned", "all"), None),
+        ("shared: true", ("learned", "all"), None),
+        ("shared: false", ("learned", "all"), ("learned", "all")),
+        ("kl: {layers: last}", ("learned", "all"), ("learned", "last")),
+        ("layers: last\nreward: {layers: all}", ("learned", "all"), ("learned", "last")),
+        ("kl: {mask: uniform, value: 1}", ("learned", "all"), ("uniform", 1.0)),
+        ("layers: last\nkl: {mask: uniform, value: 1}", ("learned", "last"), ("uniform", 1.0)),
+        ("shared: false\nlayers: last\nkl: {mask: learned}", ("learned", "last"), ("learned", "all")),
+        ("mask: uniform\nvalue: 2\nreward: {mask: learned}", ("learned", "all"), ("uniform", 2.0)),
+        (
+            "reward: {mask: learned, layers: last}\nkl: {mask: uniform, value: 0.5}",
+            ("learned", "last"),
+            ("uniform", 0.5),
+        ),
+    ],
+)
+def test_roles(text, reward, kl):
+    """A role that names a mask has that mask's options alone; one that does not lays its own over the section's."""
+
+    def short(mask):
+        return mask and (mask.mask, mask.options["layers" if mask.mask == "learned" else "value"])
+
+    found = config(text)
+    assert (short(found.reward), short(found.kl)) == (reward, kl)
+    assert list(found.masks) == (["reward"] if kl is None else ["reward", "kl"])
+
+
+class Clashing(Objective):
+    """Has an option that the mask `uniform` has too."""
+
+    chooses_mask = True
+
+    def __init__(self, value: float = 1.0) -> None:
+        super().__init__()
+
+
+def test_an_option_of_objective_and_mask_is_refused(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES._classes, "clashing", Clashing)
+    with pytest.raises(SparsePOError, match=r"clashing\.value is an option of the objective and of mask 'uniform'"):
+        LossConfig.from_section({"mask": "uniform"}, "clashing")
+    halves = {role: {"mask": "uniform", "value": 2.0} for role in ("reward", "kl")}
+    found = LossConfig.from_section({**halves, "value": 3}, "clashing")
+    assert (found.objective, found.kl.options) == ({"value": 3.0}, {"value": 2.0})
+
+
+def test_what_is_read_of_models():
+    """Whether a reference is loaded is known before any model is: from the classes."""
+    assert config("").needs == {"hidden_states", "last_hidden"}
+    assert LossConfig.from_section({}, "dpo").uses_reference
+    assert not LossConfig.from_section({}, "simpo").uses_reference
+    assert LossConfig.from_section({"oracle": "x"}, "sepo").uses_reference
+    assert LossConfig.from_section({"oracle": "x"}, "sepo").oracle == "x"
+    assert config("").oracle is None
+    with pytest.raises(SparsePOError, match=r"sparsepo\.oracle: one oracle serves both masks, not a and b"):
+        _ = config("mask: selected\noracle: a\nkl: {oracle: b}").oracle
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("wrong: 1", "sparsepo.wrong is not a key of this section: allowed are mask, shared, reward"),
+        ("wrong: 1", "sparsepo.wrong is not a key of this section: allowed are chunk_size, mask_lr,"),
         ("wrong: 1", "layers, depth, layer_norm, activation, dropout, min, max, init"),
         ("options: {}", "sparsepo.options is not a key"),
         ("hidden_size: 8", "sparsepo.hidden_size is not a key"),
@@ -77,7 +164,10 @@ def test_round_trip(text):
             "mask: nope",
             "sparsepo.mask: unknown mask 'nope': registered are activation, decay, learned, random, selected, uniform",
         ),
-        ("mask: no_such:Mask", "sparsepo.mask: mask 'no_such:Mask' cannot be imported: No module named 'no_such'"),
+        (
+            "mask: no_such:Mask",
+            "sparsepo.mask: mask 'no_such:Mask' cannot be imported: no such module in the current folder",
+        ),
         ("mask: 3", "sparsepo.mask: .*string, not 3"),
         ("shared: 1", "sparsepo.shared: .*boolean, not 1"),
         ("expectation: both", "sparsepo.expectation: .*'reference' or 'policy', not 'both'"),
@@ -91,9 +181,16 @@ def test_round_trip(text):
         ("mask_weight_decay: -1", "sparsepo.mask_weight_decay: .*greater than or equal to 0"),
         ("chunk_size: 0", "sparsepo.chunk_size: .*greater than 0, not 0"),
         ("chunk_size: 1.5", "sparsepo.chunk_size: .*integer"),
-        ("plugins: json", "sparsepo.plugins: .*list, not 'json'"),
-        ("plugins: [no_such_module]", "sparsepo.plugins: 'no_such_module' cannot be imported"),
-        ("reward: {min: 0.1}", "sparsepo.reward has no effect with sparsepo.shared: true"),
+        ("plugins: [json]", "sparsepo.plugins is not a key"),
+        ("shared: true\nreward: {min: 0.1}", "sparsepo.reward has no effect with sparsepo.shared: true"),
+        (
+            "mask: learned\nreward: {mask: random}\nkl: {mask: random}",
+            "sparsepo.mask has no effect: sparsepo.reward and",
+        ),
+        ("layers: all\nreward: {mask: random}\nkl: {mask: random}", "sparsepo.layers is not a key"),
+        ("kl: {mask: uniform, layers: all}", "sparsepo.kl.layers is not a key of this section: allowed are value$"),
+        ("kl: {mask: nope}", "sparsepo.kl.mask: unknown mask 'nope'"),
+        ("kl: {mask: 3}", "sparsepo.kl.mask: the name of a mask is needed, not 3"),
         ("shared: false\nkl: {wrong: 1}", "sparsepo.kl.wrong is not a key of this section: allowed are layers, depth"),
         ("shared: false\nkl: {depth: 3}", "sparsepo.kl.depth: input should be 1 or 2, not 3"),
         ("shared: false\nreward: [1]", "sparsepo.reward: .*dictionary, not \\[1\\]"),
@@ -126,16 +223,16 @@ def test_mistakes(text, message):
 @pytest.mark.parametrize("section", [[1], "learned", 3, [], ""])
 def test_section_that_is_no_mapping(section):
     with pytest.raises(SparsePOError, match="sparsepo: a mapping of keys is needed"):
-        SparsePOConfig.from_section(section)
+        LossConfig.from_section(section)
 
 
 def test_several_mistakes_in_one_line():
-    with pytest.raises(SparsePOError, match=r"sparsepo\.shared: .*; sparsepo\.chunk_size: "):
+    with pytest.raises(SparsePOError, match=r"sparsepo\.chunk_size: .*; sparsepo\.shared: "):
         config("shared: 1\nchunk_size: 0")
 
 
 def test_the_given_mapping_is_not_changed():
     section = {"mask": "uniform", "value": 0.5, "shared": False, "kl": {"value": 0.0}}
     before = {**section, "kl": {**section["kl"]}}
-    SparsePOConfig.from_section(section)
+    LossConfig.from_section(section)
     assert section == before

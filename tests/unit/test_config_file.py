@@ -13,11 +13,16 @@ from openrlhf.cli import train_dpo, train_sft  # noqa: E402
 from openrlhf.utils.config import ConfigError  # noqa: E402
 
 LOSS = """
+from importlib import import_module
 from openrlhf.models.loss_registry import PreferenceLoss
 class ExampleLoss(PreferenceLoss):
-    section = "example"
-class BareLoss(PreferenceLoss):
     pass
+def find(name, plugins):
+    for module in plugins:
+        import_module(module)
+    if name not in ("example", "example_loss:Other", "bare", "model"):
+        raise LookupError(f"no example is called {name}")
+    return ExampleLoss
 """
 
 
@@ -35,13 +40,11 @@ def parse(tmp_path):
 
 @pytest.fixture
 def losses(tmp_path, monkeypatch):
-    """An installed package that offers the losses `example`, with a section, and `bare`, without."""
+    """An installed package that offers the losses `example`, `bare`, `model` and `example_loss:Other`."""
     info = tmp_path / "site" / "example_loss-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: example-loss\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[openrlhf.losses]\nexample = example_loss:ExampleLoss\nbare = example_loss:BareLoss\n"
-    )
+    (info / "entry_points.txt").write_text("[openrlhf.losses]\nexample = example_loss:find\n")
     (tmp_path / "site" / "example_loss.py").write_text(LOSS)
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.delitem(sys.modules, "example_loss", raising=False)
@@ -92,7 +95,7 @@ def test_command_line_wins(parse):
     text = (
         "model: {beta: 0.8}\nadam: {lr: 1e-3, betas: [0.5, 0.6]}\nmuon: {nesterov: true}\nref: {share: true}\nloss: x"
     )
-    with pytest.raises(ConfigError, match="unknown loss x"):
+    with pytest.raises(ConfigError, match=r"loss: unknown loss x; registered are .*, sparsepo, "):
         parse(text)
     args = parse(
         text.replace("\nref: {share: true}\nloss: x", ""),
@@ -153,7 +156,7 @@ def test_attention_under_packing(parse, attention, ring, kept):
         ("ds: {lora: {target_modules: q_proj}}", r"target_modules: expected a list of str, got 'q_proj'"),
         ("ref: {share: true}", r"ref\.share: needs --loss"),
         ("loss: [x]", r"loss: expected str, got \['x'\]"),
-        ("loss: none-such", r"unknown loss none-such; installed are: "),
+        ("loss: none-such", r"unknown loss none-such; registered are "),
         ("model.beta: 0.1\nmodel: {beta: 0.2}", r"key model\.beta is given twice"),
         ("model: {beta: 0.1, beta: 0.2}", "key beta is given twice.*line 1"),
         ("max_norm: 1\noptim: adam\nmax_norm: 2", "key max_norm is given twice.*line 3"),
@@ -182,10 +185,24 @@ def test_file_that_cannot_be_read(tmp_path, name):
 
 def test_section_of_the_loss_is_a_plain_dict(parse, losses):
     args = parse("loss: example\nexample: {mask: learned, rate: 1e-3, nested: {a: 1, b: 2}}")
-    assert args.example == {"mask": "learned", "rate": "1e-3", "nested": {"a": 1, "b": 2}}
-    assert parse("loss: example\nexample:").example == {}
-    assert parse("loss: example").example == {}
-    assert not hasattr(parse("loss: bare"), "example")
+    assert args.loss_options == {"mask": "learned", "rate": "1e-3", "nested": {"a": 1, "b": 2}}
+    assert parse("loss: example\nexample:").loss_options == {}
+    assert parse("loss: example").loss_options == parse("max_norm: 1").loss_options == {}
+
+
+def test_a_class_by_its_path_has_its_options_under_that_name(parse, losses):
+    args = parse("loss: example_loss:Other\noptions: {a: 1}", "--options.b", "2")
+    assert (args.loss, args.loss_options) == ("example_loss:Other", {"a": 1, "b": 2})
+    with pytest.raises(ConfigError, match=r"unknown key example_loss:Other"):
+        parse("loss: example_loss:Other\nexample_loss:Other: {a: 1}")
+
+
+def test_plugins_are_given_to_whoever_offers_losses(parse, losses, tmp_path, monkeypatch):
+    (tmp_path / "site" / "seen_by_example.py").write_text("")
+    monkeypatch.delitem(sys.modules, "seen_by_example", raising=False)
+    assert parse("loss: example\nloss_plugins: [seen_by_example]").loss_plugins == ["seen_by_example"]
+    assert "seen_by_example" in sys.modules
+    assert parse("loss: example", "--loss_plugins", "json", "csv").loss_plugins == ["json", "csv"]
 
 
 def test_section_arguments_win_over_the_file(parse, losses):
@@ -194,7 +211,7 @@ def test_section_arguments_win_over_the_file(parse, losses):
         *("--loss", "example", "--example.mask=random", "--example.layers", "[0, -1]", "--model.beta", "0.3"),
         *("--example.nested.b", "-3", "--example.new.c.d", "true", "--no-ref.share"),
     )
-    assert args.example == {
+    assert args.loss_options == {
         "mask": "random",
         "layers": [0, -1],
         "nested": {"a": 1, "b": -3},
@@ -207,6 +224,9 @@ def test_section_arguments_win_over_the_file(parse, losses):
     ("text", "argv", "message"),
     [
         ("example: {a: 1}\nloss: bare", [], "unknown key example"),
+        ("loss: other", [], "no example is called other"),
+        ("loss: model", [], "loss: model has the name of a section of flags"),
+        ("loss: example\nloss_plugins: json", [], "loss_plugins: expected a list of str, got 'json'"),
         ("example: [a]\nloss: example", [], r"example: expected a mapping, got \['a'\]"),
         ("example: 0\nloss: example", [], "example: expected a mapping, got 0"),
         ("example: {a: 1, a: 2}\nloss: example", [], "key a is given twice"),

@@ -3,20 +3,18 @@
 Tolerance: the loops run in float32 in another order of summation; values are of order 1, hence 1e-6.
 """
 
-import sys
-import textwrap
-
 import pytest
 import torch
-from tiny import LAYERS, TWO_PAIRS, WIDTH, Pairs, decoder
+from tiny import LAYERS, TWO_PAIRS, WIDTH, Pairs, decoder, runner
 
-from sparsepo_plugin import MASKS, MaskPair, ReferenceFeatures, SparsePOConfig, SparsePOError, TokenMask
-from sparsepo_plugin.masks import MaskHead, build_masks
+from sparsepo_plugin import LossConfig, MaskPair, ReferenceFeatures, SparsePOError
+from sparsepo_plugin.decoder import SITES
+from sparsepo_plugin.masks import build_masks, refuse_idle_keys
 from sparsepo_plugin.masks.activation import ActivationMask
 from sparsepo_plugin.masks.learned import LearnedMask
 from sparsepo_plugin.masks.random import RandomMask
 from sparsepo_plugin.masks.uniform import UniformMask
-from sparsepo_plugin.reference import SITES, collect_features
+from sparsepo_plugin.reference import FeatureRequest, collect_features
 
 TOKENS = Pairs(TWO_PAIRS).tokens
 N = len(TOKENS)
@@ -29,7 +27,10 @@ def features(seed=0, dtype=torch.float32, sites=4):
 
 
 def build(section=None, seed=0, **keys):
-    return build_masks(SparsePOConfig.from_section({**(section or {}), **keys}), WIDTH, LAYERS, seed)
+    config = LossConfig.from_section({**(section or {}), **keys})
+    masks = build_masks(config, WIDTH, LAYERS, seed)
+    refuse_idle_keys(config, masks)
+    return masks
 
 
 def learned(**options):
@@ -194,7 +195,7 @@ def test_mask_sees_only_the_tokens_before(section, name, layout):
         tokens, inputs = (
             (pairs.tokens, pairs.inputs) if layout == "padded" else (pairs.packed_tokens, pairs.packed_inputs)
         )
-        return mask(collect_features(model, lambda: model(**inputs), tokens, mask.needs), tokens).reward
+        return mask(collect_features(runner(model, inputs), tokens, mask.request), tokens).reward
 
     pairs = Pairs(TWO_PAIRS)
     before, tokens = values(pairs), pairs.tokens
@@ -275,21 +276,23 @@ def test_activation_of_two_tokens_that_the_sites_disagree_on():
 
 def test_activation_sites_reach_the_features():
     head = build(mask="activation", sites=["residual", "attention"])
-    assert head.reads == {"needs": {"activations"}, "sites": ("residual", "attention"), "hidden_layers": ()}
-    assert build(mask="activation").reads["sites"] == SITES
+    assert head.request == FeatureRequest({"activations"}, ("residual", "attention"), ())
+    assert build(mask="activation").request.sites == SITES
+    other = build(reward={"mask": "uniform"}, kl={"mask": "activation", "sites": ["attention"]})
+    assert other.request.sites == ("attention",), "of the mask that reads them"
 
 
 def test_layers_reach_the_features():
     """Those of both masks together; the last one comes from elsewhere when a mask reads nothing else."""
-    assert build(mask="learned").reads["hidden_layers"] == (0, 1, 2)
-    assert build(mask="learned", layers=[-2]).reads["hidden_layers"] == (1,)
+    assert build(mask="learned").request.hidden_layers == (0, 1, 2)
+    assert build(mask="learned", layers=[-2]).request.hidden_layers == (1,)
     two = build(mask="learned", shared=False, reward={"layers": [2, 0]}, kl={"layers": [1, 2]})
-    assert two.reads["hidden_layers"] == (0, 1, 2)
-    assert build(mask="learned", shared=False, reward={"layers": [0]}, kl={"layers": "last"}).reads == {
-        "needs": {"hidden_states", "last_hidden"},
-        "sites": SITES,
-        "hidden_layers": (0,),
-    }
+    assert two.request.hidden_layers == (0, 1, 2)
+    assert build(mask="learned", shared=False, reward={"layers": [0]}, kl={"layers": "last"}).request == (
+        {"hidden_states", "last_hidden"},
+        SITES,
+        (0,),
+    )
 
 
 @pytest.mark.parametrize("read", [[0], [1], [0, 2], [1, 2]])
@@ -300,7 +303,7 @@ def test_a_mask_of_some_layers_needs_only_their_rows(read):
 
 
 def test_masks_that_need_different_sites_are_refused():
-    with pytest.raises(SparsePOError, match=r"sparsepo\.kl\.sites"):
+    with pytest.raises(SparsePOError, match=r"sites: \('residual',\) and \('attention',\) differ"):
         build(mask="activation", shared=False, reward={"sites": ["residual"]}, kl={"sites": ["attention"]})
 
 
@@ -366,7 +369,7 @@ def test_shared_and_independent():
     assert not torch.equal(masks.reward, masks.kl)
     assert both.kl.min == 0.5
     assert both.reward.min == 0.0
-    assert both.needs == {"hidden_states", "last_hidden"}
+    assert both.request.needs == {"hidden_states", "last_hidden"}
     assert isinstance(masks, MaskPair)
 
 
@@ -401,73 +404,9 @@ def test_activation_floor_without_rescaling_is_refused():
         ({"layers": [3]}, r"sparsepo\.layers: \[3\], allowed are all, last, or a list from 0 to 2"),
         ({"layers": [-4]}, r"sparsepo\.layers"),
         ({"layers": []}, r"sparsepo\.layers"),
-        ({"min": 0.5, "max": 0.5}, r"sparsepo\.min: 0\.5 must be below sparsepo\.max: 0\.5"),
+        ({"min": 0.5, "max": 0.5}, r"sparsepo\.min: 0\.5 must be below max: 0\.5"),
     ],
 )
 def test_learned_options_out_of_range(options, message):
     with pytest.raises(SparsePOError, match=message):
         build(mask="learned", **options)
-
-
-# Masks of third parties, in the three ways that DESIGN §4 names.
-
-PACKAGE = '''
-import torch
-from sparsepo_plugin import MASKS, TokenMask
-
-class First(TokenMask):
-    """1 on the first `count` tokens of each response."""
-    def __init__(self, *, count: int = 1):
-        super().__init__()
-        self.count = count
-
-    def forward(self, features, tokens):
-        return (tokens.position < self.count).float()
-'''
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A real installed distribution: module, dist-info and entry point."""
-    (tmp_path / "mask_of_others.py").write_text(textwrap.dedent(PACKAGE))
-    (tmp_path / "mask_that_registers.py").write_text(
-        PACKAGE + "\nfrom sparsepo_plugin import MASKS\nMASKS.register('by-plugin')(First)\n"
-    )
-    info = tmp_path / "mask_of_others-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mask-of-others\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[sparsepo.masks]\nby-entry-point = mask_of_others:First\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path
-    for module in ("mask_of_others", "mask_that_registers"):
-        sys.modules.pop(module, None)
-    MASKS._classes.pop("by-plugin", None)
-
-
-@pytest.mark.parametrize(
-    "section",
-    [
-        {"mask": "by-entry-point"},
-        {"mask": "mask_of_others:First"},
-        {"mask": "by-plugin", "plugins": ["mask_that_registers"]},
-    ],
-    ids=lambda section: section["mask"],
-)
-def test_third_party_mask(package, section):
-    head = build({**section, "count": 2})
-    assert isinstance(head, MaskHead)
-    assert isinstance(head.reward, TokenMask)
-    assert torch.equal(head(features(), TOKENS).reward, (TOKENS.position < 2).float())
-    with pytest.raises(SparsePOError, match=r"sparsepo\.wrong is not a key of this section: allowed are .*count"):
-        build({**section, "wrong": 2})
-    with pytest.raises(SparsePOError, match=r"sparsepo\.count: .*integer"):
-        build({**section, "count": "many"})
-
-
-def test_entry_points_are_listed(package):
-    assert "by-entry-point" in MASKS.names()
-
-
-def test_class_that_is_no_mask_is_refused():
-    with pytest.raises(SparsePOError, match=r"sparsepo\.mask.*TokenMask"):
-        build(mask="collections:OrderedDict")

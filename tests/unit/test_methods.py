@@ -4,29 +4,25 @@ Tolerances: plain formulas run in float64, where only the order of sums differs,
 1e-6. Whole models run in float32: 1e-5, and 2e-5 between layouts, relative to the largest gradient.
 """
 
-import re
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import TWO_PAIRS, VOCABULARY, WIDTH, Pairs, decoder
+from tiny import TWO_PAIRS, VOCABULARY, WIDTH, Pairs, decoder, describe, make_step
 
 from sparsepo_plugin import (
-    MASKS,
     OBJECTIVES,
-    PreferenceStep,
+    LossConfig,
     ReferenceFeatures,
     ResponseTokens,
-    SparsePOConfig,
+    Runner,
     SparsePOError,
     divergence,
-    load_mask,
-    save_mask,
+    load_masks,
+    save_masks,
     token_statistics,
 )
-from sparsepo_plugin.config import SUPPLIED, constructor_options
 from sparsepo_plugin.masks import build_masks
 from sparsepo_plugin.masks.decay import DecayMask
 from sparsepo_plugin.masks.selected import SelectedMask
@@ -152,17 +148,17 @@ class Heads:
 def test_equals_the_paper(method, label_smoothing, seed):
     """Loss, and gradients of hidden states and vocabulary head, from the statistics that the objective declares."""
     loss, section = METHODS[method]
-    config = SparsePOConfig.from_section(section, loss)
-    objective = config.build_objective(BETA, label_smoothing)
+    config = LossConfig.from_section(section, loss, beta=BETA, label_smoothing=label_smoothing)
+    objective = config.build_objective()
     heads, tokens = Heads(seed), PAIRS.tokens
-    reference = (heads.rows(1), heads.weight[1]) if objective.reference else (None, None)
+    reference = (heads.rows(1), heads.weight[1]) if objective.needs_reference else (None, None)
     stats = token_statistics(
         heads.rows(0), heads.weight[0], *reference, tokens.labels, expectation=objective.expectation, chunk_size=4
     )
     logps = [logits.flatten(0, 1)[tokens.rows].log_softmax(-1) for logits in heads.logits]
     _, ref_logps, oracle_logps = (row.gather(1, tokens.labels[:, None])[:, 0] for row in logps)
     head = build_masks(config, WIDTH, 1, seed=0)
-    masks = head and head(ReferenceFeatures(token_rewards=oracle_logps - ref_logps), tokens)
+    masks = head and head(ReferenceFeatures(logps=ref_logps, oracle_logps=oracle_logps), tokens)
     ours = objective(stats, masks, tokens).loss
     plain = plain_loss(method, *heads.logits, label_smoothing)
     tolerance = 1e-6 if method == "d2po" else 1e-10
@@ -202,20 +198,19 @@ class Run:
 
     def __init__(self, method, policy=None, separate=True, layout="padded", **changes):
         loss, section = METHODS[method]
-        config = SparsePOConfig.from_section({**section, **changes}, loss)
-        self.step = PreferenceStep(config, BETA, label_smoothing=0.1)
         self.policy, self.calls = policy or decoder("llama").train(), []
-        self.tokens = PAIRS.tokens if layout == "padded" else PAIRS.packed_tokens
-        inputs = PAIRS.inputs if layout == "padded" else PAIRS.packed_inputs
-        reads = self.step.reads_reference
+        reads = LossConfig.from_section(section, loss).uses_reference
         self.reference = decoder("llama", seed=1) if separate and reads else None
         self.oracle = decoder("llama", seed=2) if loss == "sepo" else None
-        self.wrapped = self.step.wrap(self.policy, self.reference)
+        options = {"loss": loss, "beta": BETA, "label_smoothing": 0.1}
+        self.step = make_step({**section, **changes}, self.policy, self.reference, **options)
+        self.tokens = PAIRS.tokens if layout == "padded" else PAIRS.packed_tokens
+        inputs = PAIRS.inputs if layout == "padded" else PAIRS.packed_inputs
         self.output = self.step(
-            partial(self.call, "policy", self.wrapped, inputs),
-            partial(self.call, "reference", self.reference, inputs) if self.reference else None,
+            partial(self.call, "policy", self.step.policy, inputs),
             self.tokens,
-            oracle=self.oracle and (self.oracle, partial(self.call, "oracle", self.oracle, inputs)),
+            self.reference and Runner(self.reference, partial(self.call, "reference", self.reference, inputs)),
+            self.oracle and Runner(self.oracle, partial(self.call, "oracle", self.oracle, inputs)),
         )
         self.output.loss.backward()
         self.gradients = {n: p.grad for n, p in self.policy.named_parameters() if p.requires_grad}
@@ -225,7 +220,7 @@ class Run:
         self.calls.append((name, sum(len(module._forward_hooks) for module in model.modules())))
         result = model(**inputs, **extra)
         if name == "policy":
-            self.statistics, self.features = result["logits"], extra["features"]
+            self.statistics, self.features = result["statistics"], extra["features"]
         return result
 
 
@@ -300,7 +295,7 @@ def test_without_a_reference_the_adapter_stays_on(monkeypatch):
 def test_models_that_run(method, ran):
     run = Run(method)
     assert [name for name, _ in run.calls] == ran
-    assert run.step.reads_reference == ("reference" in ran)
+    assert run.step.config.uses_reference == ("reference" in ran)
 
 
 @every_method
@@ -385,10 +380,9 @@ def test_selection_models_may_have_another_vocabulary_size():
     """SePO's reference and oracle are often smaller models of the family, padded to another size (Pythia's are)."""
     policy = decoder("llama")
     reference, oracle = (decoder("llama", seed, vocab_size=VOCABULARY + 1, hidden_size=2 * WIDTH) for seed in (1, 2))
-    step = PreferenceStep(SparsePOConfig.from_section(METHODS["sepo"][1], "sepo"), BETA)
-    wrapped = step.wrap(policy, reference)
-    run, run_reference, run_oracle = (partial(model, **PAIRS.inputs) for model in (wrapped, reference, oracle))
-    loss = step(run, run_reference, PAIRS.tokens, oracle=(oracle, run_oracle)).loss
+    step = make_step(METHODS["sepo"][1], policy, reference, loss="sepo", beta=BETA)
+    models = [Runner(model, partial(model, **PAIRS.inputs)) for model in (reference, oracle)]
+    loss = step(partial(step.policy, **PAIRS.inputs), PAIRS.tokens, *models).loss
     with torch.no_grad():
         logits = [model(**PAIRS.inputs).logits for model in (policy, reference, oracle)]
     torch.testing.assert_close(loss.detach(), plain_loss("sepo", *logits, 0.0), atol=1e-5, rtol=1e-5)
@@ -414,7 +408,7 @@ def test_selection_models_may_have_another_vocabulary_size():
     ],
 )
 def test_options_reach_the_objective(loss, section, expected):
-    objective = PreferenceStep(SparsePOConfig.from_section(section, loss), BETA, 0.1).objective
+    objective = LossConfig.from_section(section, loss, beta=BETA, label_smoothing=0.1).build_objective()
     assert type(objective) is OBJECTIVES.get(loss)
     assert {name: getattr(objective, name) for name in expected} == expected
 
@@ -429,27 +423,27 @@ def test_options_reach_the_objective(loss, section, expected):
     ],
 )
 def test_options_reach_the_mask(loss, section, expected):
-    head = build_masks(SparsePOConfig.from_section(section, loss), WIDTH, 1, seed=0)
+    head = build_masks(LossConfig.from_section(section, loss), WIDTH, 1, seed=0)
     assert head.kl is None
     assert {name: getattr(head.reward, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize("loss", ["dpo", "tdpo", "dpop", "simpo"])
 def test_losses_without_a_mask_build_none(loss):
-    assert build_masks(SparsePOConfig.from_section({}, loss), WIDTH, 1, seed=0) is None
+    assert build_masks(LossConfig.from_section({}, loss), WIDTH, 1, seed=0) is None
 
 
 @pytest.mark.parametrize(
     ("loss", "section", "message"),
     [
-        ("dpo", {"beta": 1}, r"dpo\.beta is not a key of this section: allowed are chunk_size, plugins$"),
-        ("tdpo", {"mask": "learned"}, r"tdpo\.mask is not a key .* chunk_size, plugins, version, alpha$"),
+        ("dpo", {"beta": 1}, r"dpo\.beta is not a key of this section: allowed are chunk_size$"),
+        ("tdpo", {"mask": "learned"}, r"tdpo\.mask is not a key .* chunk_size, version, alpha$"),
         ("tdpo", {"l1_reward": 0.1}, r"tdpo\.l1_reward is not a key"),
         ("tdpo", {"version": 3}, r"tdpo\.version: input should be 1 or 2, not 3"),
         ("tdpo", {"version": "1"}, r"tdpo\.version: input should be 1 or 2, not '1'"),
         ("tdpo", {"alpha": "much"}, r"tdpo\.alpha: .*number, not 'much'"),
         ("tdpo", {"alpha": -1}, r"tdpo\.alpha: .*greater than or equal to 0"),
-        ("dpop", {"lambda_": 3}, r"dpop\.lambda_ is not a key .* chunk_size, plugins, lambda$"),
+        ("dpop", {"lambda_": 3}, r"dpop\.lambda_ is not a key .* chunk_size, lambda$"),
         ("dpop", {"lambda": -3}, r"dpop\.lambda: .*greater than or equal to 0"),
         ("dpop", {"lambda": True}, r"dpop\.lambda: .*number, not True"),
         ("simpo", {"beta": 0}, r"simpo\.beta: .*greater than 0"),
@@ -469,22 +463,21 @@ def test_losses_without_a_mask_build_none(loss):
 )
 def test_mistakes_in_a_section(loss, section, message):
     with pytest.raises(SparsePOError, match=message):
-        SparsePOConfig.from_section(section, loss)
+        LossConfig.from_section(section, loss)
 
 
 def test_alpha_without_effect_is_refused():
-    config = SparsePOConfig.from_section({"version": 1, "alpha": 0.5}, "tdpo")
     with pytest.raises(SparsePOError, match=r"tdpo\.alpha has no effect with tdpo\.version: 1"):
-        PreferenceStep(config, BETA)
+        LossConfig.from_section({"version": 1, "alpha": 0.5}, "tdpo")
 
 
 @pytest.mark.parametrize("method", ["d2po", "sepo"])
 def test_the_mask_is_saved_beside_the_model(method, tmp_path):
     loss, section = METHODS[method]
-    config = SparsePOConfig.from_section(section, loss)
-    save_mask(tmp_path, config, {}, decoder("llama").config)
-    head, _ = load_mask(tmp_path)
-    assert vars(head.reward).items() >= config.options.items()
+    config = LossConfig.from_section(section, loss)
+    save_masks(tmp_path, describe(config), {})
+    head, _ = load_masks(tmp_path)
+    assert vars(head.reward).items() >= config.reward.options.items()
 
 
 # The masks.
@@ -500,7 +493,9 @@ def select(k, rewards: list[list[float]]) -> list[list[int]]:
     half = len(rewards) // 2
     tokens = responses(*([len(r) for r in part] for part in (rewards[:half], rewards[half:])))
     flat = torch.tensor([reward for response in rewards for reward in response])
-    mask = SelectedMask(oracle="a-folder", k=k)(ReferenceFeatures(token_rewards=flat), tokens)
+    mask = SelectedMask(oracle="a-folder", k=k)(
+        ReferenceFeatures(logps=torch.zeros_like(flat), oracle_logps=flat), tokens
+    )
     assert mask.dtype == torch.float32
     assert set(mask.tolist()) <= {0.0, 1.0}
     return [mask[tokens.sequence == s].nonzero().flatten().tolist() for s in range(len(rewards))]
@@ -534,14 +529,14 @@ def test_selected_responses_of_one_token():
 def test_selected_without_tokens():
     """A rank whose batch has no active row still runs the mask."""
     tokens = responses([1], [1]).shard(0, 0, None)
-    features = ReferenceFeatures(token_rewards=torch.zeros(0))
+    features = ReferenceFeatures(logps=torch.zeros(0), oracle_logps=torch.zeros(0))
     assert SelectedMask(oracle="a-folder")(features, tokens).shape == (0,)
 
 
 def test_selected_refuses_a_share_of_a_sequence():
     tokens = responses([4], [3]).shard(0, 3, group=object())
-    features = ReferenceFeatures(token_rewards=torch.zeros(len(tokens)))
-    with pytest.raises(SparsePOError, match=r"selected.*ds\.ring_attn_size must be 1"):
+    features = ReferenceFeatures(logps=torch.zeros(len(tokens)), oracle_logps=torch.zeros(len(tokens)))
+    with pytest.raises(SparsePOError, match=r"selected.*must not be sharded over processes"):
         SelectedMask(oracle="a-folder")(features, tokens)
 
 
@@ -552,37 +547,3 @@ def test_decay(gamma):
     expected = [gamma**t for length in (4, 1, 2, 300) for t in range(length)]
     assert mask.dtype == torch.float32
     assert mask.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-38)
-
-
-# The documentation.
-
-
-def test_the_table_of_methods_names_every_option_with_its_default():
-    rows = (Path(__file__).parents[2] / "docs" / "methods.md").read_text().splitlines()
-    for loss in {loss for loss, _ in METHODS.values()}:
-        objective = OBJECTIVES.get(loss)
-        options = dict(constructor_options(objective, objective.supplied).model_fields)
-        if objective.mask:
-            options |= constructor_options(MASKS.get(objective.mask), SUPPLIED).model_fields
-        own = [row for row in rows if f"| `loss: {loss}`" in row]
-        assert own
-        written = {}
-        for row in own:
-            written |= dict(re.findall(r"`(\w+)` \(([^)]*)\)", row.split("|")[4]))
-        built = objective(**dict.fromkeys(objective.supplied, 0.1))
-        for name, field in options.items():
-            # None stands for a default that the objective fills in itself.
-            default = getattr(built, name) if field.default is None else field.default
-            expected = "needed" if field.is_required() else f"{default:g}"
-            assert written.pop(name) == expected, name
-        assert not written
-
-
-@pytest.mark.parametrize(
-    ("loss", "section"),
-    [("d2po", {"gamma": 0.9}), ("sepo", {"oracle": "folder", "k": 0.5, "gamma": 3.0}), ("dpop", {"lambda": 2.0})],
-)
-def test_sections_round_trip(loss, section):
-    config = SparsePOConfig.from_section(section, loss)
-    assert config.section() == section
-    assert SparsePOConfig.from_section(config.section(), loss) == config

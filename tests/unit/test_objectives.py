@@ -10,7 +10,8 @@ import torch
 from tiny import TWO_PAIRS, VOCABULARY, Pairs
 
 from sparsepo_plugin import OBJECTIVES, MaskPair, ResponseTokens, SparsePOError, TokenStatistics, token_statistics
-from sparsepo_plugin.objectives import SparsePO, preference_loss
+from sparsepo_plugin.objectives import preference_loss
+from sparsepo_plugin.objectives.sparsepo import SparsePO
 
 
 def by_hand() -> tuple[TokenStatistics, MaskPair, ResponseTokens]:

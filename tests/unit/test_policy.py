@@ -1,4 +1,4 @@
-"""MaskedPolicy: equal roads to the same loss, gradients, optimizer groups, export.
+"""MaskedPolicy: equal roads to the same loss and gradients.
 
 Tolerances, float32: roads that compute the same kernels on the same shapes are equal to 1e-6 relative to the largest
 gradient; roads of another shape (packed against padded) to 2e-5, since the random weights here are large.
@@ -9,19 +9,10 @@ from functools import partial
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from tiny import LAYERS, TWO_PAIRS, WIDTH, Pairs, decoder
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, get_peft_model
+from tiny import LAYERS, TWO_PAIRS, WIDTH, Pairs, decoder, make_step, runner
 
-from sparsepo_plugin import (
-    MaskedPolicy,
-    PreferenceStep,
-    ReferenceFeatures,
-    SparsePOConfig,
-    SparsePOError,
-    StepOutput,
-    load_mask,
-)
+from sparsepo_plugin import LossConfig, MaskedPolicy, ReferenceFeatures, SparsePOError, StepOutput
 
 SECTION = {"mask": "learned", "shared": False, "l1_reward": 1e-3, "l1_kl": 2e-3}
 PAIRS = Pairs(TWO_PAIRS)
@@ -43,11 +34,11 @@ def lora(model, dropout=0.0, seed=0, **options):
 
 def run(policy, reference, layout="padded", section=SECTION, seed=3) -> tuple[StepOutput, dict[str, torch.Tensor]]:
     """One step, and the gradient of every parameter by its name in the `MaskedPolicy`."""
-    step = PreferenceStep(SparsePOConfig.from_section(section), beta=0.5)
-    wrapped = step.wrap(policy, reference)
+    step = make_step(section, policy, reference)
+    wrapped = step.policy
     inputs, tokens = (PAIRS.inputs, PAIRS.tokens) if layout == "padded" else (PAIRS.packed_inputs, PAIRS.packed_tokens)
     torch.manual_seed(seed)
-    out = step(partial(wrapped, **inputs), reference and partial(reference, **inputs), tokens)
+    out = step(partial(wrapped, **inputs), tokens, runner(reference, inputs))
     out.loss.backward()
     return out, {n: p.grad for n, p in wrapped.named_parameters() if p.requires_grad}
 
@@ -130,7 +121,7 @@ def test_shared_reference_equals_a_separate_one(name, dropout, checkpointing, la
         assert policy.training
         assert all(module.training for module in policy.modules())
     assert_same(*results)
-    assert all("lora" in key or key.startswith("mask_head") for key in results[0][1])
+    assert all("lora" in key or key.startswith("masks") for key in results[0][1])
 
 
 @pytest.mark.parametrize(
@@ -151,8 +142,9 @@ def test_shared_reference_needs_the_same_masks_input():
 
 
 def test_shared_reference_without_adapter_is_refused():
-    with pytest.raises(SparsePOError, match=r"ref\.share: true needs a LoRA policy"):
-        PreferenceStep(SparsePOConfig.from_section({}), beta=0.1).wrap(decoder("llama"), None)
+    with pytest.raises(SparsePOError, match=r"without a reference model the policy needs a LoRA adapter") as caught:
+        make_step({}, decoder("llama"), None)
+    assert caught.value.about == "shared reference"
 
 
 def test_adapter_on_the_head_is_refused():
@@ -177,7 +169,7 @@ def test_reference_gets_no_gradient_and_is_no_parameter():
     run(policy, reference)
     assert all(parameter.grad is None for parameter in reference.parameters())
     assert all(torch.equal(before[key], value) for key, value in reference.state_dict().items())
-    wrapped = PreferenceStep(SparsePOConfig.from_section({}), beta=0.1).wrap(policy, reference)
+    wrapped = make_step({}, policy, reference).policy
     own = {id(parameter) for parameter in wrapped.parameters()}
     assert not own & {id(parameter) for parameter in reference.parameters()}
     assert [id(p) for p in wrapped.reference_parameters()] == [id(reference.lm_head.weight)]
@@ -186,20 +178,20 @@ def test_reference_gets_no_gradient_and_is_no_parameter():
 def test_every_parameter_that_trains_gets_a_gradient():
     _, grads = run(decoder("llama"), decoder("llama", seed=1))
     assert all(grad is not None for grad in grads.values())
-    assert {name.partition(".")[0] for name in grads} == {"policy", "mask_head"}
-    assert all(grad.abs().max() > 0 for name, grad in grads.items() if name.startswith("mask_head"))
+    assert {name.partition(".")[0] for name in grads} == {"policy", "masks"}
+    assert all(grad.abs().max() > 0 for name, grad in grads.items() if name.startswith("masks"))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_no_response_tokens_still_run_both_heads(name):
     """A ring-attention rank may hold none; a parameter without gradient would leave the other ranks waiting."""
     policy, reference = decoder(name), decoder(name, seed=1)
-    wrapped = PreferenceStep(SparsePOConfig.from_section(SECTION), beta=0.1).wrap(policy, reference)
+    wrapped = make_step(SECTION, policy, reference).policy
     tokens = PAIRS.tokens.shard(0, 0, None)
     features = ReferenceFeatures(torch.zeros(LAYERS, 0, WIDTH), None, torch.zeros(0, WIDTH))
     out = wrapped(**PAIRS.inputs, tokens=tokens, features=features)
-    assert out["logits"].shape == (3, 0)
-    (out["logits"].sum() + out["masks"].sum()).backward()
+    assert out["statistics"].shape == (3, 0)
+    (out["statistics"].sum() + out["masks"].sum()).backward()
     for parameter in wrapped.parameters():
         assert parameter.grad is not None
         assert parameter.grad.abs().max() == 0
@@ -216,81 +208,22 @@ def test_experts_pass_on_their_balancing_loss():
 
 def wrap(section=SECTION, policy=None):
     policy = policy or decoder("llama")
-    return PreferenceStep(SparsePOConfig.from_section(section), beta=0.1).wrap(policy, decoder("llama", seed=1))
-
-
-def host_groups(wrapped):
-    """As OpenRLHF makes them: with decay, and without on biases and norms."""
-    named = [(n, p) for n, p in wrapped.named_parameters() if p.requires_grad]
-    bare = [p for n, p in named if "bias" in n or "norm" in n]
-    rest = [p for n, p in named if not ("bias" in n or "norm" in n)]
-    return [{"params": rest, "weight_decay": 0.1, "lr": 1e-5}, {"params": bare, "weight_decay": 0.0, "lr": 1e-5}]
+    return make_step(section, policy, decoder("llama", seed=1)).policy
 
 
 def test_masks_have_an_optimizer_group_of_their_own():
     wrapped = wrap({**SECTION, "mask_lr": 0.02, "mask_weight_decay": 0.3})
-    given = host_groups(wrapped)
-    before = [len(group["params"]) for group in given]
-    groups = wrapped.optimizer_groups(given)
-    *rest, own = groups
-    assert {id(p) for p in own["params"]} == {id(p) for p in wrapped.mask_head.parameters()}
-    assert (own["lr"], own["weight_decay"]) == (0.02, 0.3)
-    assert [(group["lr"], group["weight_decay"]) for group in rest] == [(1e-5, 0.1), (1e-5, 0.0)]
-    everything = [id(p) for group in groups for p in group["params"]]
-    assert sorted(everything) == sorted(id(p) for p in wrapped.parameters())
-    assert [len(group["params"]) for group in given] == before, "the host's own groups are left alone"
-    optimizer = torch.optim.AdamW(groups, lr=7.0)
-    assert [group["lr"] for group in optimizer.param_groups] == [1e-5, 1e-5, 0.02]
+    own = wrapped.mask_group()
+    assert {id(p) for p in own.pop("params")} == {id(p) for p in wrapped.masks.parameters()}
+    assert own == {"lr": 0.02, "weight_decay": 0.3}
 
 
 def test_mask_lr_of_the_policy():
-    wrapped = wrap({**SECTION, "mask_lr": "policy"})
-    own = wrapped.optimizer_groups(host_groups(wrapped))[-1]
-    assert "lr" not in own
-    assert own["weight_decay"] == 0.01
+    assert wrap({**SECTION, "mask_lr": "policy"}).mask_group().keys() == {"params", "weight_decay"}
 
 
-def test_groups_stay_where_there_is_nothing_to_move():
-    wrapped = wrap({"mask": "uniform"})
-    groups = host_groups(wrapped)
-    assert wrapped.optimizer_groups(groups) is groups
-    flat = list(wrap().parameters())
-    assert wrap().optimizer_groups(flat) is flat
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_export_loads_without_the_plugin(name, tmp_path):
-    policy = decoder(name)
-    wrapped = wrap(policy=policy)
-    with torch.no_grad():
-        expected = policy(**PAIRS.inputs).logits
-    model, state = wrapped.export(wrapped.state_dict(), tmp_path)
-    assert model is policy
-    assert state.keys() == policy.state_dict().keys()
-    model.save_pretrained(tmp_path, state_dict=state)
-    assert "sparsepo" not in (tmp_path / "config.json").read_text()
-    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    assert type(loaded.get_output_embeddings()) is torch.nn.Linear
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(**PAIRS.inputs).logits, expected)
-    head, _ = load_mask(tmp_path)
-    for key, value in wrapped.mask_head.state_dict().items():
-        assert torch.equal(head.state_dict()[key], value)
-
-
-def test_export_of_an_adapter(tmp_path):
-    policy = lora(decoder("llama"))
-    wrapped = PreferenceStep(SparsePOConfig.from_section(SECTION), beta=0.1).wrap(policy, None)
-    with torch.no_grad():
-        expected = policy(**PAIRS.inputs).logits
-    model, state = wrapped.export(wrapped.state_dict(), tmp_path)
-    model.save_pretrained(tmp_path, state_dict=state)
-    loaded = PeftModel.from_pretrained(decoder("llama"), tmp_path)
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(**PAIRS.inputs).logits, expected)
-    assert load_mask(tmp_path)[1].section() == SECTION
+def test_masks_that_learn_nothing_have_no_group():
+    assert wrap({"mask": "uniform"}).mask_group() is None
 
 
 def test_state_dict_round_trip():
@@ -299,12 +232,11 @@ def test_state_dict_round_trip():
     other.load_state_dict(wrapped.state_dict())
     for key, value in wrapped.state_dict().items():
         assert torch.equal(other.state_dict()[key], value)
-    assert {key.partition(".")[0] for key in wrapped.state_dict()} == {"policy", "mask_head"}
+    assert {key.partition(".")[0] for key in wrapped.state_dict()} == {"policy", "masks"}
 
 
 def test_trained_masks_can_be_given():
-    trained = wrap().mask_head
-    step = PreferenceStep(SparsePOConfig.from_section(SECTION), beta=0.1)
-    wrapped = step.wrap(decoder("llama"), decoder("llama", seed=1), mask_head=trained)
-    assert isinstance(wrapped, MaskedPolicy)
-    assert wrapped.mask_head is step.masks is trained
+    trained = wrap().masks
+    config = LossConfig.from_section(SECTION)
+    wrapped = MaskedPolicy(decoder("llama"), decoder("llama", seed=1), config, masks=trained)
+    assert wrapped.masks is trained

@@ -10,10 +10,9 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, LAYERS, TWO_PAIRS, WIDTH, Pairs, decoder, row_stats
 
-from sparsepo_plugin import MaskedPolicy, SparsePOConfig, SparsePOError, token_statistics
-from sparsepo_plugin.head import ResponseHead
-from sparsepo_plugin.masks import build_masks
-from sparsepo_plugin.reference import SITES, activation_sites, collect_features, decoder_layers
+from sparsepo_plugin import LossConfig, MaskedPolicy, Runner, SparsePOError, token_statistics
+from sparsepo_plugin.decoder import SITES, activation_sites, decoder_layers, replaced_forward, vocabulary_head
+from sparsepo_plugin.reference import FeatureRequest, collect_features
 
 BOTH = frozenset({"hidden_states", "activations"})
 ATTENTION = {"gptj": "eager"}  # transformers has no sdpa for it
@@ -35,7 +34,8 @@ def pairs(request):
 
 
 def collect(model, pairs, needs=BOTH, sites=SITES):
-    return collect_features(model, lambda: model(**pairs.inputs), pairs.tokens, needs, sites)
+    runner = Runner(model, lambda: model(**pairs.inputs))
+    return collect_features(runner, pairs.tokens, FeatureRequest(needs, sites))
 
 
 def rows_of(states, tokens):
@@ -55,8 +55,8 @@ def test_hidden_states_are_those_of_transformers(model, pairs):
 
 @pytest.mark.parametrize("read", [(0,), (0, LAYERS - 1), (LAYERS - 1,)])
 def test_only_layers_that_are_read_are_kept(model, pairs, read):
-    whole, inputs = collect(model, pairs), (model, lambda: model(**pairs.inputs), pairs.tokens)
-    some = collect_features(*inputs, frozenset({"hidden_states"}), hidden_layers=read)
+    whole, runner = collect(model, pairs), Runner(model, lambda: model(**pairs.inputs))
+    some = collect_features(runner, pairs.tokens, FeatureRequest(frozenset({"hidden_states"}), hidden_layers=read))
     assert len(some.hidden_states) == len(read)
     for layer in read:
         assert torch.equal(some.layer(layer), whole.layer(layer))
@@ -66,7 +66,8 @@ def test_only_layers_that_are_read_are_kept(model, pairs, read):
 def test_layers_that_are_not_there_are_refused(read):
     model, pairs = decoder("llama"), Pairs(TWO_PAIRS)
     with pytest.raises(SparsePOError, match=f"allowed are 0 to {LAYERS - 1}"):
-        collect_features(model, lambda: 1 / 0, pairs.tokens, frozenset({"hidden_states"}), hidden_layers=read)
+        request = FeatureRequest(frozenset({"hidden_states"}), hidden_layers=read)
+        collect_features(Runner(model, lambda: 1 / 0), pairs.tokens, request)
 
 
 def test_head_of_last_hidden_gives_the_logits(model, pairs):
@@ -160,15 +161,14 @@ def test_no_whole_sequence_state_outlives_its_layer():
 def test_hooks_and_head_are_restored_after_an_error():
     model, pairs = decoder("llama"), Pairs(TWO_PAIRS)
     with pytest.raises(ZeroDivisionError):
-        collect_features(model, lambda: 1 / 0, pairs.tokens, BOTH)
+        collect_features(Runner(model, lambda: 1 / 0), pairs.tokens, FeatureRequest(BOTH))
     assert not any(module._forward_hooks for module in model.modules())
     with torch.no_grad():
         assert model(**pairs.inputs).logits.shape[-1] == model.config.vocab_size
 
 
 def masked(policy, reference, **section):
-    config = SparsePOConfig.from_section({"mask": "uniform", **section})
-    return MaskedPolicy(policy, build_masks(config, WIDTH, LAYERS, seed=0), config, reference)
+    return MaskedPolicy(policy, reference, LossConfig.from_section({"mask": "uniform", **section}))
 
 
 @pytest.mark.parametrize("expectation", ["reference", "policy"])
@@ -183,7 +183,7 @@ def test_statistics_equal_those_of_both_models_logits(name, expectation, pairs):
     expected = [x.gather(1, index)[:, 0] for x in (logps, ref_logps)] + [(over.exp() * (logps - ref_logps)).sum(1)]
     wrapped = masked(policy, reference, expectation=expectation)
     out = wrapped(**pairs.inputs, tokens=tokens, features=collect(reference, pairs))
-    torch.testing.assert_close(out["logits"], torch.stack(expected), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out["statistics"], torch.stack(expected), atol=1e-5, rtol=1e-5)
     assert out["masks"].shape == (2, len(tokens))
 
 
@@ -194,8 +194,9 @@ def test_packed_equals_padded(name, pairs):
     wrapped = masked(policy, reference)
     results = []
     for inputs, tokens in ((pairs.inputs, pairs.tokens), (pairs.packed_inputs, pairs.packed_tokens)):
-        features = collect_features(reference, lambda x=inputs: reference(**x), tokens, BOTH)
-        results.append([wrapped(**inputs, tokens=tokens, features=features)["logits"], features.activations])
+        runner = Runner(reference, lambda x=inputs: reference(**x))
+        features = collect_features(runner, tokens, FeatureRequest(BOTH))
+        results.append([wrapped(**inputs, tokens=tokens, features=features)["statistics"], features.activations])
     for padded, packed in zip(*results, strict=True):
         torch.testing.assert_close(packed, padded, atol=3e-5, rtol=3e-5)
 
@@ -219,28 +220,40 @@ def test_logits_changed_after_the_head_are_refused(name, change):
     if name == "recurrent_gemma":
         change |= {"num_key_value_heads": 1, "lru_width": WIDTH, "attention_window_size": 8, "intermediate_size": 48}
     with pytest.raises(SparsePOError, match=next(iter(change))):
-        ResponseHead.of(decoder(name, **change))
+        vocabulary_head(decoder(name, **change))
 
 
 def test_logit_change_that_changes_nothing_is_allowed():
-    ResponseHead.of(decoder("granite", logits_scaling=1.0))
-    ResponseHead.of(decoder("gemma2", final_logit_softcapping=None))
+    vocabulary_head(decoder("granite", logits_scaling=1.0))
+    vocabulary_head(decoder("gemma2", final_logit_softcapping=None))
 
 
 def test_head_that_is_not_linear_is_refused():
     model = decoder("llama")
     model.lm_head = torch.nn.Sequential(model.lm_head)
     with pytest.raises(SparsePOError, match=r"head of LlamaForCausalLM is Sequential, torch\.nn\.Linear is needed"):
-        ResponseHead.of(model)
+        vocabulary_head(model)
 
 
 def test_head_keeps_state_dict_and_tying():
     model = decoder("gpt2")
     before = list(model.state_dict())
-    head = ResponseHead.of(model)
-    assert list(model.state_dict()) == before
-    assert head.weight is model.get_input_embeddings().weight
-    assert ResponseHead.of(model) is head
+    head = vocabulary_head(model)
+    with replaced_forward(head, lambda hidden: hidden.new_zeros(1)):
+        assert list(model.state_dict()) == before
+        assert head.weight is model.get_input_embeddings().weight
+        assert model(**Pairs(TWO_PAIRS).inputs).logits.tolist() == [0.0]
+    assert type(head) is torch.nn.Linear
+    assert "forward" not in vars(head)
+
+
+def test_a_forward_that_was_there_before_is_restored():
+    """As a host's hooks may have put one on the instance."""
+    head = vocabulary_head(decoder("llama"))
+    head.forward = own = lambda hidden: hidden
+    with replaced_forward(head, lambda hidden: None):
+        assert head(torch.ones(1)) is None
+    assert head.forward is own
 
 
 def test_experts_as_many_as_layers_are_not_taken_for_layers():
@@ -286,4 +299,4 @@ def test_reference_of_another_width():
         last = rows_of(policy(**pairs.inputs, output_hidden_states=True).hidden_states[-1], pairs.tokens)
         weights = policy.lm_head.weight, reference.lm_head.weight
         stats = token_statistics(last, weights[0], features.last_hidden, weights[1], pairs.tokens.labels)
-    torch.testing.assert_close(out["logits"], torch.stack(stats))
+    torch.testing.assert_close(out["statistics"], torch.stack(stats))

@@ -13,10 +13,9 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
-from sparsepo_plugin import MaskPair, ReferenceFeatures, ResponseTokens, SparsePOConfig, token_statistics
+from sparsepo_plugin import LossConfig, MaskPair, ReferenceFeatures, ResponseTokens, token_statistics
 from sparsepo_plugin.masks import build_masks
 from sparsepo_plugin.metrics import token_metrics
-from sparsepo_plugin.objectives import SparsePO
 
 LAYERS, WIDTH, VOCABULARY, SITES = 3, 6, 17, 4
 # (prompt, response) tokens: once a response lies across the halves, once the first half is a prompt and nothing else.
@@ -48,7 +47,7 @@ def compute(section: dict, lens: list, rank: int | None) -> dict[str, Tensor]:
         here = slice(rank * share, (rank + 1) * share)
         row, layers, sites = row[here], layers[:, here], sites[:, here]
         tokens = tokens.shard(rank * share, (rank + 1) * share, dist.group.WORLD)
-    config = SparsePOConfig.from_section(section)
+    config = LossConfig.from_section(section, beta=0.5, label_smoothing=0.1)
     masks = build_masks(config, WIDTH, LAYERS, seed=0).double()
     for parameter in masks.parameters():
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=g, dtype=torch.float64)
@@ -56,8 +55,7 @@ def compute(section: dict, lens: list, rank: int | None) -> dict[str, Tensor]:
     features = ReferenceFeatures(layers[:, rows], sites[:, rows], layers[-1, rows])
     stats = token_statistics((row @ matrix)[rows], head, layers[-1, rows], ref_head, tokens.labels)
     pair: MaskPair = masks(features, tokens)
-    objective = SparsePO(0.5, config.l1_reward, config.l1_kl, label_smoothing=0.1, l1_reduction=config.l1_reduction)
-    out = objective(stats, pair, tokens)
+    out = config.build_objective()(stats, pair, tokens)
     nll = -tokens.mean(stats.policy_logps)[: tokens.num_pairs].mean()
     (out.loss + 0.2 * nll).backward()
     result = {

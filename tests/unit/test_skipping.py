@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import TWO_PAIRS, Pairs, decoder
+from tiny import Pairs, decoder, make_step, runner
 
-from sparsepo_plugin import MASKS, PreferenceStep, SparsePOConfig, SparsePOError, TokenMask, divergence
+from sparsepo_plugin import MASKS, SparsePOError, TokenMask, divergence
 
-PAIRS = Pairs(TWO_PAIRS)
+PAIRS = Pairs([(3, 9), (2, 6), (3, 7), (2, 11)])
 LEARNED = {"l1_reward": 0.01, "l1_kl": 0.01}
 
 
@@ -19,18 +19,18 @@ class Half(TokenMask):
         return (tokens.position % 2).float()
 
 
-def take(section, every_row):
-    """One step on fresh tiny models."""
-    step = PreferenceStep(SparsePOConfig.from_section(section), beta=0.5)
-    policy, reference = decoder("llama"), decoder("llama", seed=1)
-    wrapped = step.wrap(policy, reference)
-    arguments = (partial(wrapped, **PAIRS.inputs), partial(reference, **PAIRS.inputs), PAIRS.tokens)
-    for head in filter(None, (step.masks.reward, step.masks.kl)):
-        if hasattr(head, "weight"):
-            torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))
-            torch.nn.init.constant_(head.bias, 0.0)
-            torch.nn.init.normal_(head.merge, generator=torch.Generator().manual_seed(3))
-    output = step(*arguments, every_row=every_row)
+def take(section, full, **options):
+    """One step on fresh tiny models, one at which the host logs or the one before."""
+    reference = decoder("llama", seed=1)
+    step = make_step(section, decoder("llama"), reference, **{"logging_steps": 10, **options})
+    wrapped = step.policy
+    for number, mask in enumerate(step.masks.children()):
+        if hasattr(mask, "weight"):
+            torch.nn.init.normal_(mask.weight, generator=torch.Generator().manual_seed(number))
+            torch.nn.init.constant_(mask.bias, -1.0)
+            torch.nn.init.normal_(mask.merge, generator=torch.Generator().manual_seed(3))
+    reads = runner(reference, PAIRS.inputs)
+    output = step(partial(wrapped, **PAIRS.inputs), PAIRS.tokens, reads, number=10 if full else 9)
     output.loss.backward()
     grads = {name: p.grad for name, p in wrapped.named_parameters() if p.grad is not None}
     return output, grads
@@ -53,10 +53,12 @@ def projected(monkeypatch):
 @pytest.mark.parametrize("shared", [True, False])
 def test_training_is_the_same(shared, projected):
     """To a float32 rounding of sums in another order."""
-    full, grads = take({**LEARNED, "shared": shared}, every_row=True)
-    spare, sparse_grads = take({**LEARNED, "shared": shared}, every_row=False)
-    active = int((full.masks.reward.bool() | full.masks.kl.bool()).sum())
-    assert 0 < active < len(PAIRS.tokens)
+    full, grads = take({**LEARNED, "shared": shared}, full=True)
+    spare, sparse_grads = take({**LEARNED, "shared": shared}, full=False)
+    one, other = full.masks.reward.bool(), full.masks.kl.bool()
+    assert torch.equal(one, other) == shared, "two masks that are zero in different places"
+    active = int((one | other).sum())
+    assert 0 < int((one & other).sum()) <= active < len(PAIRS.tokens)
     assert projected == [len(PAIRS.tokens), active]
     torch.testing.assert_close(spare.loss, full.loss)
     torch.testing.assert_close(spare.chosen_rewards, full.chosen_rewards)
@@ -66,8 +68,8 @@ def test_training_is_the_same(shared, projected):
 
 
 def test_metrics_of_every_token_are_left_out():
-    full, _ = take(LEARNED, every_row=True)
-    spare, _ = take(LEARNED, every_row=False)
+    full, _ = take(LEARNED, full=True)
+    spare, _ = take(LEARNED, full=False)
     left_out = full.metrics.keys() - spare.metrics.keys()
     assert left_out == {"token_kl_chosen", "token_kl_rejected", "token_kl_margin"}
     for name, value in spare.metrics.items():
@@ -76,31 +78,31 @@ def test_metrics_of_every_token_are_left_out():
 
 def test_a_mask_with_a_gradient_at_zero_does_not_skip(projected):
     """Binary: what the straight-through estimator passes at zero needs the token's statistics."""
-    _, grads = take({"activation": "binary"}, every_row=True)
-    output, sparse_grads = take({"activation": "binary"}, every_row=False)
+    _, grads = take({"activation": "binary"}, full=True)
+    output, sparse_grads = take({"activation": "binary"}, full=False)
     assert (output.masks.reward == 0).any()
     assert projected == [len(PAIRS.tokens)] * 2
-    torch.testing.assert_close(sparse_grads["mask_head.reward.weight"], grads["mask_head.reward.weight"])
+    torch.testing.assert_close(sparse_grads["masks.reward.weight"], grads["masks.reward.weight"])
 
 
 def test_a_mask_of_ones_own_skips_only_if_it_says_so(projected, monkeypatch):
     monkeypatch.setattr(MASKS, "_classes", {**MASKS._classes, "half": Half})
-    take({"mask": "half"}, every_row=False)
+    take({"mask": "half"}, full=False)
     monkeypatch.setattr(Half, "zeros_have_gradient", False)
-    take({"mask": "half"}, every_row=False)
+    take({"mask": "half"}, full=False)
     assert projected == [len(PAIRS.tokens), int((PAIRS.tokens.position % 2).sum())]
 
 
 def test_no_row_left_still_trains_the_rest(projected):
-    output, grads = take({"mask": "uniform", "value": 0.0}, every_row=False)
+    output, grads = take({"mask": "uniform", "value": 0.0}, full=False)
     assert projected == [0]
     assert output.loss.item() == pytest.approx(0.6931472)
     assert all((grad == 0).all() for grad in grads.values())
 
 
 def test_offloaded_features_train_the_same():
-    _, grads = take(LEARNED, every_row=True)
-    _, offloaded = take({**LEARNED, "offload_features": True}, every_row=True)
+    _, grads = take(LEARNED, full=True)
+    _, offloaded = take({**LEARNED, "offload_features": True}, full=True)
     for name in grads:
         assert torch.equal(offloaded[name], grads[name]), name
 
@@ -114,4 +116,4 @@ def test_offloaded_features_train_the_same():
 )
 def test_keys_without_effect(section, says):
     with pytest.raises(SparsePOError, match=says):
-        take(section, every_row=True)
+        take(section, full=True)

@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import TWO_PAIRS, VOCABULARY, Pairs, decoder
+from tiny import TWO_PAIRS, VOCABULARY, Pairs, decoder, make_step, runner
 
-from sparsepo_plugin import PreferenceStep, SparsePOConfig, SparsePOError
+from sparsepo_plugin import LossConfig, SparsePOError
 
 PAIRS = Pairs(TWO_PAIRS)
 
@@ -17,13 +17,15 @@ class Run:
 
     def __init__(self, section=None, pairs=PAIRS, **options):
         self.pairs = pairs
-        self.step = PreferenceStep(SparsePOConfig.from_section(section), **{"beta": 0.5, **options})
         self.policy, self.reference = decoder("llama"), decoder("llama", seed=1)
-        self.wrapped = self.step.wrap(self.policy, self.reference)
+        self.step = make_step(section, self.policy, self.reference, **options)
+        self.wrapped = self.step.policy
 
     def __call__(self, number=1):
         inputs = self.pairs.inputs
-        return self.step(partial(self.wrapped, **inputs), partial(self.reference, **inputs), self.pairs.tokens, number)
+        return self.step(
+            partial(self.wrapped, **inputs), self.pairs.tokens, runner(self.reference, inputs), number=number
+        )
 
 
 def test_output():
@@ -44,7 +46,7 @@ def test_output():
 
 def test_nll_loss_is_that_of_the_chosen_responses():
     """Mean over pairs of each response's mean, as OpenRLHF's."""
-    run = Run()
+    run = Run(nll_loss=True)
     with torch.no_grad():
         logps = run.policy(**PAIRS.inputs).logits.log_softmax(-1)
     expected = []
@@ -55,6 +57,7 @@ def test_nll_loss_is_that_of_the_chosen_responses():
     out = run()
     torch.testing.assert_close(out.nll_loss, torch.stack(expected).mean(), atol=1e-5, rtol=1e-5)
     assert out.nll_loss.requires_grad
+    assert Run()().nll_loss is None
 
 
 @pytest.mark.parametrize("expectation", ["reference", "policy"])
@@ -77,16 +80,14 @@ def test_label_smoothing_reaches_the_objective():
 
 def test_unknown_objective():
     with pytest.raises(SparsePOError, match="unknown objective 'nope'"):
-        SparsePOConfig.from_section({}, loss="nope")
+        LossConfig.from_section({}, loss="nope")
 
 
 def test_vocabularies_must_agree():
-    step = PreferenceStep(SparsePOConfig.from_section({}), beta=0.1)
     reference = decoder("llama", vocab_size=VOCABULARY + 1)
-    with pytest.raises(
-        SparsePOError, match=r"ref\.model_name_or_path: its vocabulary has 38 entries, the policy's 37"
-    ):
-        step.wrap(decoder("llama"), reference)
+    with pytest.raises(SparsePOError, match="the reference's vocabulary has 38 entries, the policy's 37") as caught:
+        make_step({}, decoder("llama"), reference)
+    assert caught.value.about == "reference"
 
 
 def test_loss_that_is_not_finite_names_step_and_pair():
@@ -104,9 +105,10 @@ def test_loss_that_is_not_finite_names_step_and_pair():
 
 def test_l1_that_is_not_finite_is_caught_too():
     run = Run({"l1_reward": 0.1})
-    run.wrapped.mask_head.reward.bias.data[:] = torch.inf
-    with pytest.raises(SparsePOError, match="at step 1"):
-        run()
+    run(1)
+    run.wrapped.masks.reward.bias.data[:] = torch.inf
+    with pytest.raises(SparsePOError, match="at step 2"):
+        run(2)
 
 
 @pytest.fixture
@@ -119,7 +121,7 @@ def test_dead_mask_is_warned_of_once(warnings):
     run = Run()
     run(1)
     assert warnings() == []
-    bias = run.wrapped.mask_head.reward.bias.data
+    bias = run.wrapped.masks.reward.bias.data
     bias[:] = -100
     run(2)
     run(3)
@@ -138,7 +140,7 @@ def test_dead_mask_is_warned_of_once(warnings):
 
 def test_each_dead_mask_is_named(warnings):
     run = Run({"shared": False})
-    run.wrapped.mask_head.kl.bias.data[:] = -100
+    run.wrapped.masks.kl.bias.data[:] = -100
     run(1)
     (message,) = warnings()
     assert "the kl mask" in message
@@ -154,8 +156,8 @@ def test_uniform_zero_is_not_a_dead_mask(warnings):
 def test_collects_what_the_mask_reads_and_no_more(mask, monkeypatch):
     seen = []
     run = Run({"mask": mask})
-    forward = run.wrapped.mask_head.forward
-    monkeypatch.setattr(run.wrapped.mask_head, "forward", lambda f, tokens: (seen.append(f), forward(f, tokens))[1])
+    forward = run.wrapped.masks.forward
+    monkeypatch.setattr(run.wrapped.masks, "forward", lambda f, tokens: (seen.append(f), forward(f, tokens))[1])
     run()
     assert (seen[0].hidden_states is not None) == (mask == "learned")
     assert (seen[0].activations is not None) == (mask == "activation")
@@ -164,8 +166,7 @@ def test_collects_what_the_mask_reads_and_no_more(mask, monkeypatch):
 def test_learns():
     """A few steps of Adam on one batch: the loss falls, and policy and masks both move."""
     run = Run({"l1_reward": 1e-3})
-    groups = run.wrapped.optimizer_groups([{"params": list(run.wrapped.parameters()), "lr": 1e-3}])
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = torch.optim.AdamW([{"params": run.policy.parameters(), "lr": 1e-3}, run.wrapped.mask_group()])
     before = {name: parameter.detach().clone() for name, parameter in run.wrapped.named_parameters()}
     losses = []
     for number in range(10):
@@ -175,6 +176,6 @@ def test_learns():
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < losses[0]
-    for part in ("policy.", "mask_head."):
+    for part in ("policy.", "masks."):
         moved = [not torch.equal(before[n], p) for n, p in run.wrapped.named_parameters() if n.startswith(part)]
         assert any(moved)

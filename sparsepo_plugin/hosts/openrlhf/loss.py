@@ -1,25 +1,57 @@
 """`loss: NAME` for OpenRLHF's DPO trainer: from its batches to the host-neutral step and back."""
 
+from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from openrlhf.models.loss_registry import PreferenceLoss
 from torch import Tensor
 
-from ...config import SparsePOConfig
+from ...causality import first_leak
+from ...checkpoint import RunDescription, versions_of
+from ...config import LossConfig
+from ...decoder import load_decoder
+from ...errors import SparsePOError
+from ...masks import build_masks
+from ...policy import PolicyOutput
+from ...reference import Runner
+from ...registry import OBJECTIVES, import_plugins
 from ...step import PreferenceStep
-from ...tokens import ResponseTokens
-from .checks import check_models, check_pairs, refuse_flags, shares_reference
+from ...texts import Joining, encode
+from .checks import LEAST_COEF, check_models, refuse_flags, shares_reference
+from .keys import naming_flags
+from .layout import layout
+from .pairs import check_pairs, first_pair
+from .policy import HostedPolicy
+
+_CAUSALITY_TOKENS = 64  # of each response are enough to see what a mask looks at; each costs a forward
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def find_loss(name: str, plugins: list[str]) -> type[PreferenceLoss]:
+    """What the entry point names: one class serves all of our objectives and everybody else's.
+
+    Args:
+        name: A registered objective, or `package.module:ClassName`.
+        plugins: Modules to import first.
+
+    Raises:
+        LookupError: no objective has that name.
+        SparsePOError: a module cannot be imported.
+    """
+    import_plugins(plugins)
+    if ":" not in name and name not in OBJECTIVES.names():
+        raise LookupError(f"unknown loss {name}; registered are {', '.join(OBJECTIVES.names())}")
+    return TokenLoss
 
 
 class TokenLoss(PreferenceLoss):
-    """One of our objectives as a loss of OpenRLHF; `section`, its registered name, is also the name of its options.
+    """An objective as a loss of OpenRLHF.
 
     Args:
-        args: OpenRLHF's arguments; the attribute called `section` is the raw section of the YAML.
+        args: OpenRLHF's arguments; `loss_options` is the raw section of the YAML.
 
     Raises:
         SparsePOError: a key of the section is wrong, or a flag cannot be honoured.
@@ -27,16 +59,15 @@ class TokenLoss(PreferenceLoss):
 
     def __init__(self, args: SimpleNamespace) -> None:
         super().__init__(args)
-        self.args = args
-        self.config = SparsePOConfig.from_section(getattr(args, self.section), self.section)
-        self.preference_step = PreferenceStep(self.config, args.model.beta, args.model.label_smoothing)
-        self.oracle: tuple[Any, Any] | None = None
-        refuse_flags(args, self.preference_step)
+        flags = {"beta": args.model.beta, "label_smoothing": args.model.label_smoothing}
+        self.config = LossConfig.from_section(args.loss_options, args.loss, **flags)
+        self.config.build_objective()  # its mistakes, before any process is started
+        refuse_flags(args, self.config)
 
     @property
     def loads_reference(self) -> bool:
         """False when no reference is read, or when it is the policy with its LoRA adapter off."""
-        return self.preference_step.reads_reference and not shares_reference(self.args)
+        return self.config.uses_reference and not shares_reference(self.args)
 
     def check(self, strategy: Any) -> None:
         """Refuse what cannot work before any model is loaded.
@@ -45,22 +76,61 @@ class TokenLoss(PreferenceLoss):
             SparsePOError: a model, a key of the masks, or a row of the data; the line names it.
         """
         self.strategy = strategy
-        check_models(self.args, self.config, self.preference_step.reads_reference)
+        check_models(self.args, self.config)
         check_pairs(self.args, strategy)
 
+    def check_causality(self) -> Iterator[str]:
+        """Look for masks that see more than what comes before a token, on the first row; loads the models they read.
+
+        Returns:
+            A line for each mask, after `check`.
+
+        Raises:
+            SparsePOError: a mask does; the line names it and the first such token. Or there is none to look at.
+        """
+        args, config = self.args, self.config
+        if not config.masks:
+            raise SparsePOError(f"--causality has no effect: loss: {config.loss} reads no masks")
+        load = partial(load_decoder, dtype=torch.float32, device="cpu", trust_remote_code=args.model.trust_remote_code)
+        model = load(args.ref.model_name_or_path, "ref.model_name_or_path")
+        oracle = config.oracle and load(config.oracle, f"{config.section}.oracle")
+        text = model.config.get_text_config()
+        masks = build_masks(config, text.hidden_size, text.num_hidden_layers, args.train.seed).eval()
+        tokenizer, (prompt, *responses) = first_pair(args, self.strategy)
+        encoded = [encode(tokenizer, prompt, response) for response in responses]
+        sequences = [torch.tensor(ids[: start + _CAUSALITY_TOKENS]) for ids, start in encoded]
+        leaks = first_leak(masks, model, sequences, [start for _, start in encoded], oracle or None)
+        for role, _ in masks.named_children():
+            name = masks.names[role]
+            if role not in leaks:
+                yield f"{name}: not looked at, it says of itself that it is not causal"
+            elif leaks[role] is None:
+                yield f"{name}: sees only the tokens before"
+            else:
+                raise SparsePOError(
+                    f"{name} looks ahead: on the first row the weight of its token {leaks[role]}, counted from 0, "
+                    "changes with that token and those after it"
+                )
+
     def wrap(self, model: Any, ref_model: Any | None) -> None:
-        """Put the mask head into the actor's model, so that both become one DeepSpeed engine.
+        """Put the masks into the actor's model, so that both become one DeepSpeed engine.
 
         Args:
             model: The policy's Actor.
             ref_model: The reference's Actor, or None.
         """
-        reference = ref_model.model if ref_model else None
-        model.model = self.preference_step.wrap(model.model, reference, self.args.train.seed)
-        if self.args.ds.zero_stage == 3:
-            _gather_reference_head(model.model)
-        if "token_rewards" in model.model.needs:
-            self.oracle = _load_oracle(self.config.options["oracle"], self.args, self.strategy)
+        args, reference = self.args, ref_model and ref_model.model
+        with naming_flags():
+            policy = HostedPolicy(model.model, reference, self.config, args.train.seed)
+        policy.description = self._describe((reference or model.model).config)
+        if args.ds.zero_stage == 3:
+            _gather_reference_head(policy)
+        model.model = policy
+        self.reference = reference
+        self.preference_step = PreferenceStep(policy, args.logger.logging_steps, args.model.nll_loss_coef > LEAST_COEF)
+        self.oracle = None
+        if "oracle_logps" in policy.request.needs:
+            self.oracle = _load_oracle(self.config.oracle, args, self.strategy)
 
     def step(self, trainer: Any, batch: tuple) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
         """One micro-batch of OpenRLHF's trainer.
@@ -72,18 +142,19 @@ class TokenLoss(PreferenceLoss):
         Returns:
             Loss for the backward, preference loss, chosen and rejected rewards [P], and numbers to log.
         """
-        input_ids, attention_mask, prompt_lens = trainer.concatenated_inputs(*batch)
-        group = trainer.strategy.ring_attn_group
-        inputs = {"attention_mask": attention_mask, "return_output": True, "ring_attn_group": group}
-        step = trainer.model.model.global_steps + 1
-        output = self.preference_step(
-            partial(trainer.model, input_ids, **inputs),
-            partial(trainer.ref_model, input_ids, **inputs) if trainer.ref_model else None,
-            self._tokens(input_ids, attention_mask, prompt_lens, group),
-            step=step,
-            oracle=self.oracle and (self.oracle[0], partial(self.oracle[1], input_ids, **inputs)),
-            every_row=self._wants_every_row(trainer, step),
-        )
+        inputs, tokens = layout(trainer, batch)
+
+        def run_policy(**extra: Any) -> PolicyOutput:
+            return HostedPolicy.read(trainer.model(**inputs, **extra))
+
+        with naming_flags():
+            output = self.preference_step(
+                run_policy,
+                tokens,
+                reference=trainer.ref_model and Runner(self.reference, partial(trainer.ref_model, **inputs)),
+                oracle=self.oracle and Runner(self.oracle[0], partial(self.oracle[1], **inputs)),
+                number=trainer.model.model.global_steps + 1,
+            )
         loss, logs, flags = output.loss, output.metrics, self.args.model
         if trainer.aux_loss:
             loss = loss + output.aux_loss * flags.aux_loss_coef
@@ -92,32 +163,28 @@ class TokenLoss(PreferenceLoss):
             logs["nll_loss"] = output.nll_loss.item()
         return loss, output.loss, output.chosen_rewards, output.rejected_rewards, logs
 
-    def _wants_every_row(self, trainer: Any, step: int) -> bool:
-        """Whether this step's numbers need tokens that the loss could do without."""
-        every = self.config.metrics_every or self.args.logger.logging_steps
-        return trainer.nll_loss or not torch.is_grad_enabled() or step % every == 0
-
-    def _tokens(
-        self, input_ids: Tensor, attention_mask: Tensor, prompt_lens: list[int], group: dist.ProcessGroup | None
-    ) -> ResponseTokens:
-        """Index of the batch as OpenRLHF's Actor lays it out: padded, packed, or a ring-attention share of that."""
-        if not self.args.ds.packing_samples:
-            return ResponseTokens.from_padded(input_ids, attention_mask, prompt_lens)
-        packed = input_ids[attention_mask.bool()]
-        tokens = ResponseTokens.from_packed(packed, attention_mask.sum(-1), prompt_lens)
-        if group is None:
-            return tokens
-        share = -(-len(packed) // dist.get_world_size(group))
-        start = dist.get_rank(group) * share
-        return tokens.shard(start, start + share, group)
-
-
-def _loss(name: str) -> type[TokenLoss]:
-    return type(name, (TokenLoss,), {"section": name})
-
-
-# What the entry points name.
-sparsepo, dpo, tdpo, dpop, simpo, d2po, sepo = map(_loss, ("sparsepo", "dpo", "tdpo", "dpop", "simpo", "d2po", "sepo"))
+    def _describe(self, read: Any) -> RunDescription:
+        """The run, for whoever asks it later; `read` is the config of the model that the masks read."""
+        args, text = self.args, read.get_text_config()
+        chat = bool(args.data.apply_chat_template)
+        shared = self.config.uses_reference and shares_reference(args)
+        named = args.model.model_name_or_path if shared else args.ref.model_name_or_path
+        return RunDescription(
+            versions=versions_of("openrlhf", "deepspeed", "peft"),
+            host="openrlhf",
+            loss=self.config,
+            loss_plugins=args.loss_plugins,
+            base_model=args.model.model_name_or_path,
+            reference=named if self.config.uses_reference else None,
+            shared_reference=shared,
+            dtype=_DTYPES[args.ds.param_dtype],
+            hidden_size=text.hidden_size,
+            num_layers=text.num_hidden_layers,
+            joining=Joining(
+                input_template=args.data.input_template if args.data.prompt_key and not chat else None,
+                chat_template=chat,
+            ),
+        )
 
 
 def _load_oracle(name: str, args: SimpleNamespace, strategy: Any) -> tuple[Any, Any]:
@@ -130,7 +197,7 @@ def _load_oracle(name: str, args: SimpleNamespace, strategy: Any) -> tuple[Any, 
     return model, strategy.prepare(actor).eval()
 
 
-def _gather_reference_head(policy: Any) -> None:
+def _gather_reference_head(policy: HostedPolicy) -> None:
     """Have ZeRO-3 gather the reference's head together with the policy's, in forward and backward."""
     from deepspeed.runtime.zero import register_external_parameter
 

@@ -1,0 +1,134 @@
+"""Any Hugging Face decoder, without naming architectures: its layers, their sites, its vocabulary head."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import SparsePOError
+
+SITES = ("attention", "feed_forward", "residual")
+
+# Decoders that change the logits after the head: row statistics computed from the head alone would be wrong.
+_LOGIT_CHANGES = (
+    "final_logit_softcapping",
+    "logits_soft_cap",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier",
+)
+
+
+def load_decoder(
+    name: str, what: str, *, dtype: torch.dtype, device: str | torch.device, trust_remote_code: bool = False
+) -> nn.Module:
+    """A causal language model in evaluation mode.
+
+    Args:
+        name: Folder or hub name.
+        what: Whose model it is, for the error.
+        dtype: Of its weights.
+        device: Where it goes.
+        trust_remote_code: Whether it may bring code of its own.
+
+    Raises:
+        SparsePOError: it cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM  # here, because loading transformers takes seconds
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise SparsePOError(f"{what}: {name} cannot be loaded: {' '.join(str(error).split())}") from error
+    return model.to(device).eval()
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The layers of any Hugging Face decoder: the outermost list as long as its config says.
+
+    Raises:
+        SparsePOError: there is none.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise SparsePOError(f"{type(model).__name__}: no list of {depth} layers was found to read hidden states from")
+
+
+def activation_sites(layers: nn.ModuleList, kinds: tuple[str, ...] = SITES) -> list[nn.Module]:
+    """Modules whose outputs the activation mask reads (paper §2.3), one of each kind in every layer.
+
+    `residual` is a layer itself; `attention` and `feed_forward` are the last of its direct children that hold a
+    matrix, told apart by whether their name speaks of attention.
+
+    Raises:
+        SparsePOError: a layer has nothing of a kind that was asked for.
+    """
+    sites = []
+    for layer in layers:
+        children = [(name, child) for name, child in layer.named_children() if _holds_matrix(child)]
+        by_kind = {
+            "attention": [child for name, child in children if _is_attention(name, child)],
+            "feed_forward": [child for name, child in children if not _is_attention(name, child)],
+            "residual": [layer],
+        }
+        for kind in kinds:
+            if not by_kind[kind]:
+                raise SparsePOError(
+                    f"{type(layer).__name__} has no {kind} site among {[name for name, _ in children]}"
+                )
+            sites.append(by_kind[kind][-1])
+    return sites
+
+
+def vocabulary_head(model: nn.Module) -> nn.Linear:
+    """The output embedding of a Hugging Face causal language model, or of a PEFT model around one.
+
+    Raises:
+        SparsePOError: the logits are not one plain linear projection of the last hidden state.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        raise SparsePOError(
+            f"the vocabulary head of {type(model).__name__} is {type(head).__name__}, torch.nn.Linear is needed: "
+            "a LoRA adapter or a quantised weight on the head cannot be used with token-level losses"
+        )
+    config = model.config.get_text_config()
+    for key in _LOGIT_CHANGES:
+        if getattr(config, key, None) not in (None, 1, 1.0):
+            raise SparsePOError(
+                f"the model's config sets {key}: its logits are not the plain projection of the last hidden state "
+                "that token-level losses are computed from"
+            )
+    return head
+
+
+@contextmanager
+def replaced_forward(head: nn.Linear, forward: Callable[[Tensor], Any]) -> Iterator[None]:
+    """Within the context the head returns `forward(hidden)`, hidden being [B, T, d], in place of logits.
+
+    The work happens inside the head's own call because under ZeRO-3 its weight exists only there and in the matching
+    backward.
+    """
+    own = vars(head).get("forward")
+    head.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del head.forward
+        else:
+            head.forward = own
+
+
+def _is_attention(name: str, module: nn.Module) -> bool:
+    return "att" in name.lower() or "attention" in type(module).__name__.lower()
+
+
+def _holds_matrix(module: nn.Module) -> bool:
+    # Under ZeRO-3 a parameter is an empty stub that remembers its shape.
+    return any(len(getattr(p, "ds_shape", p.shape)) > 1 for p in module.parameters())

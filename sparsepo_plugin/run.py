@@ -1,0 +1,200 @@
+"""A finished run, asked about texts: `load_run("runs/first").tokens(prompt=…, chosen=…, rejected=…)`."""
+
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from .checkpoint import RunDescription, load_masks
+from .decoder import load_decoder
+from .errors import SparsePOError
+from .masks import Masks
+from .policy import MaskedPolicy
+from .reference import Runner
+from .step import PreferenceStep, StepOutput
+from .texts import Text, encode
+from .tokens import ResponseTokens
+
+
+@dataclass
+class TokenTable:
+    """The N response tokens of one text or one pair, a row each, and what the run makes of them.
+
+    Attributes:
+        text: Each token as text.
+        response: Whose token it is: `chosen`, `rejected`, or `response` where one was asked about.
+        logps: log π(y_t). float32 [N].
+        reference_logps: log π_ref(y_t), [N]; this and what follows from it is None without a reference.
+        log_ratio: r_t = log π(y_t) − log π_ref(y_t). [N].
+        kl: Token KL over the vocabulary, KL(π_ref‖π), or KL(π‖π_ref) with `expectation: policy`. [N].
+        mask_reward: m_u, or None for a loss without masks. [N].
+        mask_kl: m_d. [N].
+        advantage: What each token adds to its response's reward before the scale β, or None if the objective does not
+            say. [N].
+    """
+
+    text: list[str]
+    response: list[str]
+    logps: Tensor
+    reference_logps: Tensor | None = None
+    log_ratio: Tensor | None = None
+    kl: Tensor | None = None
+    mask_reward: Tensor | None = None
+    mask_kl: Tensor | None = None
+    advantage: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def of(self, response: str) -> "TokenTable":
+        """The rows of one response: `chosen`, `rejected` or `response`."""
+        return self.take([row for row, name in enumerate(self.response) if name == response])
+
+    def take(self, rows: list[int]) -> "TokenTable":
+        """Some rows, in the order given."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return TokenTable(**{name: _take(column, rows) for name, column in columns.items()})
+
+
+@dataclass
+class Run:
+    """A trained policy with its masks and its reference, ready to be asked.
+
+    Attributes:
+        policy: Hugging Face model, or PEFT model, in evaluation mode.
+        reference: The frozen model; None when it is the policy with its adapter off, or there is none.
+        masks: m_u and m_d, or None for a loss without any.
+        tokenizer: The run's.
+        description: What the run's `sparsepo.json` says.
+        oracle: The model whose log-probabilities the masks read, if they do.
+    """
+
+    policy: nn.Module
+    reference: nn.Module | None
+    masks: Masks | None
+    tokenizer: Any
+    description: RunDescription
+    oracle: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        self._model = MaskedPolicy(self.policy, self.reference, self.description.loss, masks=self.masks).eval()
+        # The KL is shown for every loss that has a reference, also where training has no use for it.
+        self._model.needs_reference |= self.reference is not None
+        if self._model.needs_reference:
+            self._model.expectation = self._model.expectation or "reference"
+        self._step = PreferenceStep(self._model)
+
+    @torch.no_grad()
+    def tokens(
+        self, prompt: Text, chosen: Text | None = None, rejected: Text | None = None, response: Text | None = None
+    ) -> TokenTable:
+        """What the run makes of every token of a pair, or of one response, by the step that trained it.
+
+        Args:
+            prompt: As in the training data; it is joined to the responses as in training.
+            chosen: The better response; with `rejected`.
+            rejected: The worse one.
+            response: One response alone, in place of the two.
+
+        Raises:
+            SparsePOError: neither a pair nor one response is given.
+        """
+        given = {"chosen": chosen, "rejected": rejected, "response": response}
+        given = {name: text for name, text in given.items() if text is not None}
+        if set(given) not in ({"chosen", "rejected"}, {"response"}):
+            raise SparsePOError("tokens: give chosen and rejected, or response alone")
+        names = list(given) if len(given) == 2 else ["response", "response"]  # one response is a pair with itself
+        inputs, tokens = self._batch(prompt, [given[name] for name in names])
+        output = self._step(
+            partial(self._model, **inputs),
+            tokens,
+            reference=_runner(self.reference, inputs),
+            oracle=_runner(self.oracle, inputs),
+        )
+        table = self._table(output, tokens, names)
+        return table.take(list(range(len(table) // 2))) if len(given) == 1 else table
+
+    def _table(self, output: StepOutput, tokens: ResponseTokens, names: list[str]) -> TokenTable:
+        stats, masks = output.statistics, output.masks
+        sign = 1 if self._model.expectation == "policy" else -1
+        columns = {
+            "logps": stats.policy_logps,
+            "reference_logps": stats.reference_logps,
+            "log_ratio": None if stats.reference_logps is None else stats.policy_logps - stats.reference_logps,
+            "kl": None if stats.expected_log_ratio is None else sign * stats.expected_log_ratio,
+            "mask_reward": None if masks is None else masks.reward,
+            "mask_kl": None if masks is None else masks.kl,
+            "advantage": output.advantage,
+        }
+        return TokenTable(
+            text=[self.tokenizer.decode([label]) for label in tokens.labels.tolist()],
+            response=[names[sequence] for sequence in tokens.sequence.tolist()],
+            **{name: column if column is None else column.cpu() for name, column in columns.items()},
+        )
+
+    def _batch(self, prompt: Text, responses: list[Text]) -> tuple[dict[str, Tensor], ResponseTokens]:
+        """A padded batch on the policy's device."""
+        joining, device = self.description.joining, self.policy.device
+        sequences = [encode(self.tokenizer, *joining.texts(self.tokenizer, prompt, text)) for text in responses]
+        ids = [torch.tensor(ids, device=device) for ids, _ in sequences]
+        input_ids = pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.eos_token_id)
+        attention_mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        tokens = ResponseTokens.from_padded(input_ids, attention_mask, [prompt_len for _, prompt_len in sequences])
+        return {"input_ids": input_ids, "attention_mask": attention_mask}, tokens
+
+
+def load_run(
+    folder: str | Path,
+    *,
+    reference: str | nn.Module | None = None,
+    device: str | torch.device | None = None,
+    allow_code: bool = False,
+) -> Run:
+    """A finished run: policy, reference and masks as they were trained.
+
+    Args:
+        folder: What the run left in its output folder: a model or an adapter, with `sparsepo.json`.
+        reference: Another place of the reference model, or the model; by default where the description says.
+        device: By default a GPU if there is one.
+        allow_code: Import the modules that the description names, and run code that models bring; whoever wrote the
+            files chose it.
+
+    Raises:
+        SparsePOError: a file or a model is missing, or code is named that is not allowed.
+    """
+    from transformers import AutoTokenizer  # here, because loading transformers takes seconds
+
+    masks, described = load_masks(folder, allow_code)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    load = partial(load_decoder, dtype=getattr(torch, described.dtype), device=device, trust_remote_code=allow_code)
+    adapter = (Path(folder) / "adapter_config.json").is_file()
+    policy = load(described.base_model, "the base model") if adapter else load(str(folder), "the policy")
+    if adapter:
+        from peft import PeftModel
+
+        policy = PeftModel.from_pretrained(policy, str(folder)).to(device)
+    if reference is None and not described.shared_reference:
+        reference = described.reference
+    if isinstance(reference, str):
+        reference = load(reference, "the reference (load_run takes another place as reference=…)")
+    oracle = described.loss.oracle
+    return Run(
+        policy=policy.eval(),
+        reference=reference if reference is None else reference.to(device).eval(),
+        masks=masks if masks is None else masks.to(device),
+        tokenizer=AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_code),
+        description=described,
+        oracle=None if oracle is None else load(oracle, "the oracle"),
+    )
+
+
+def _runner(model: nn.Module | None, inputs: dict[str, Tensor]) -> Runner | None:
+    return None if model is None else Runner(model, partial(model, **inputs))
+
+
+def _take(column: list | Tensor | None, rows: list[int]) -> list | Tensor | None:
+    return [column[row] for row in rows] if isinstance(column, list) else column if column is None else column[rows]
