@@ -42,7 +42,9 @@ def options_of(cls: type, without: Iterable[str] = ()) -> type[BaseModel]:
 
 
 def describe(model: type[BaseModel]) -> list[tuple[str, str, str, str]]:
-    """Key, type, default and meaning of each option, as text."""
+    """Key, type, default and meaning of each option, as text; those of a class before those that it inherits."""
+    order = dict.fromkeys(key for cls in model.__mro__ for key in inspect.get_annotations(cls))
+    fields = [(key, model.model_fields[key]) for key in order if key in model.model_fields]
     return [
         (
             key,
@@ -50,7 +52,7 @@ def describe(model: type[BaseModel]) -> list[tuple[str, str, str, str]]:
             "needed" if field.is_required() else _value_text(field.default),
             field.description or "",
         )
-        for key, field in model.model_fields.items()
+        for key, field in fields
     ]
 
 

@@ -16,7 +16,7 @@ class DecayMask(TokenMask):
     """γ^t, t counted from 0 in each response (Shao et al. 2025).
 
     Args:
-        gamma: γ.
+        gamma: γ, by which each token counts less than the one before it.
     """
 
     zeros_have_gradient = False

@@ -18,7 +18,7 @@ class DPOPositive(Objective):
     Args:
         beta: β.
         label_smoothing: Probability that a preference label is flipped.
-        lambda_: λ; the YAML's key is `lambda`.
+        lambda_: λ, weight of the penalty; the YAML's key is `lambda`.
     """
 
     def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0, lambda_: NonNegativeFloat = 50.0) -> None:

@@ -16,8 +16,8 @@ class SimPO(Objective):
 
     Args:
         label_smoothing: Probability that a preference label is flipped.
-        beta: β.
-        gamma: γ.
+        beta: β, the scale of the length-normalised reward.
+        gamma: γ, the margin.
     """
 
     needs_reference = False

@@ -22,11 +22,11 @@ class SparsePO(Objective):
 
     Args:
         beta: β.
-        l1_reward: λ_u.
-        l1_kl: λ_d.
+        l1_reward: λ_u, weight of the L1 norm of m_u.
+        l1_kl: λ_d, weight of the L1 norm of m_d; with a shared mask the two add up.
         label_smoothing: Probability that a preference label is flipped.
         l1_reduction: Norm over a response's tokens: `sum` as in the paper, or `mean`. A pair's two responses add up.
-        expectation: Distribution X of e_t.
+        expectation: Distribution X of e_t; `policy` is Eq. 6–8 of the paper as they are printed.
     """
 
     expectation: Expectation = "reference"

@@ -23,8 +23,8 @@ class TDPO(Objective):
     Args:
         beta: β.
         label_smoothing: Probability that a preference label is flipped.
-        version: 1 or 2.
-        alpha: α of v2.
+        version: 2 weighs the KL by α, and passes no gradient through that of chosen responses.
+        alpha: α of version 2.
     """
 
     expectation = "reference"

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import LAYERS, TWO_PAIRS, WIDTH, Pairs, decoder, make_step, runner
 
-from sparsepo_plugin import LossConfig, MaskedPolicy, ReferenceFeatures, SparsePOError, StepOutput
+from sparsepo_plugin import LossConfig, MaskedPolicy, ReferenceFeatures, SparsePOError, StepOutput, divergence
 
 SECTION = {"mask": "learned", "shared": False, "l1_reward": 1e-3, "l1_kl": 2e-3}
 PAIRS = Pairs(TWO_PAIRS)
@@ -173,6 +173,23 @@ def test_reference_gets_no_gradient_and_is_no_parameter():
     own = {id(parameter) for parameter in wrapped.parameters()}
     assert not own & {id(parameter) for parameter in reference.parameters()}
     assert [id(p) for p in wrapped.reference_parameters()] == [id(reference.lm_head.weight)]
+
+
+def test_a_reference_that_serves_the_masks_alone_keeps_its_head():
+    """SePO's: nothing of its head is read, so ZeRO-3 must not gather it with the policy's."""
+    reference = decoder("llama", seed=1)
+    wrapped = make_step({"oracle": "a"}, decoder("llama"), reference, loss="sepo").policy
+    assert wrapped.reference_parameters() == []
+
+
+def test_chunk_size_reaches_the_projection(monkeypatch):
+    rows = []
+    logits = divergence._Projection.logits
+    monkeypatch.setattr(
+        divergence._Projection, "logits", lambda self, hidden: (rows.append(len(hidden)), logits(self, hidden))[1]
+    )
+    run(decoder("llama"), decoder("llama", seed=1), section={**SECTION, "chunk_size": 5})
+    assert set(rows) == {5, len(PAIRS.tokens) % 5}
 
 
 def test_every_parameter_that_trains_gets_a_gradient():

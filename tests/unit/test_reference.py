@@ -6,6 +6,8 @@ attention kernels with another length, which for these large random weights cost
 attention across samples would be off by more than 1.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import ARCHITECTURES, LAYERS, TWO_PAIRS, WIDTH, Pairs, decoder, row_stats
@@ -269,12 +271,61 @@ def test_layers_are_found_inside_peft():
     assert len(activation_sites(decoder_layers(model))) == 3 * LAYERS
 
 
+@pytest.mark.parametrize("name", ["llama", "gptj"])
+def test_log_probabilities_are_those_of_the_logits(name):
+    """GPT-J's head has a bias, as an oracle's may."""
+    model, pairs = decoder(name, attention=ATTENTION.get(name, "sdpa")), Pairs(TWO_PAIRS)
+    with torch.no_grad():
+        logps = row_stats(model(**pairs.inputs).logits, pairs.tokens)
+    found = collect(model, pairs, frozenset({"logps"})).logps
+    torch.testing.assert_close(found, logps.gather(1, pairs.tokens.labels[:, None])[:, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_activation_means_of_a_16_bit_model_are_taken_in_float32():
+    """Of the same outputs; a mean of bfloat16 numbers in bfloat16 would be off by up to 0.4 %."""
+    model, pairs = decoder("llama").to(torch.bfloat16), Pairs(TWO_PAIRS)
+    recorded = []
+    for layer in decoder_layers(model):
+        layer.register_forward_hook(
+            lambda module, args, out: recorded.append(out[0] if isinstance(out, tuple) else out)
+        )
+    found = collect(model, pairs, sites=("residual",)).activations
+    expected = torch.stack([rows_of(out, pairs.tokens).float().mean(-1) for out in recorded])
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_offloaded_rows_go_to_host_memory():
+    """Seen on a device without data: rows stay on it, and copying them to host memory is what it must refuse."""
+    pairs = Pairs(TWO_PAIRS)
+    model, ids = decoder("llama").to("meta"), pairs.input_ids.to("meta")
+    tokens = replace(pairs.tokens, rows=pairs.tokens.rows.to("meta"))
+    mask = torch.zeros(len(ids), 1, ids.shape[1], ids.shape[1], device="meta")  # else transformers looks at values
+    run = Runner(model, lambda: model(input_ids=ids, attention_mask=mask))
+    request = FeatureRequest(frozenset({"hidden_states"}))
+    assert collect_features(run, tokens, request).hidden_states.device.type == "meta"
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        collect_features(run, tokens, request, offload=True)
+
+
 def test_one_site_per_kind_and_layer_when_the_feed_forward_is_not_one_module():
     """OPT's fc1 and fc2 are children of the layer: its feed-forward output is fc2's alone."""
     model = decoder(
         "opt", ffn_dim=24, word_embed_proj_dim=WIDTH, num_attention_heads=2, num_hidden_layers=LAYERS, dropout=0.0
     )
-    assert len(activation_sites(decoder_layers(model))) == 3 * LAYERS
+    layers = decoder_layers(model)
+    assert activation_sites(layers, ("feed_forward",)) == [layer.fc2 for layer in layers]
+    assert activation_sites(layers, ("attention",)) == [layer.self_attn for layer in layers]
+
+
+class OwnAttention(torch.nn.Linear):
+    """Attention by its class, whatever the layer calls it."""
+
+
+def test_attention_is_known_by_its_class_too():
+    layer = torch.nn.Module()
+    layer.mixer, layer.dense = OwnAttention(2, 2), torch.nn.Linear(2, 2)
+    layers = torch.nn.ModuleList([layer])
+    assert activation_sites(layers, ("attention", "feed_forward")) == [layer.mixer, layer.dense]
 
 
 def test_missing_site_is_named():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparsepo_plugin import LossConfig, MaskPair, ReferenceFeatures, ResponseTokens, token_statistics
 from sparsepo_plugin.masks import build_masks
+from sparsepo_plugin.masks.random import RandomMask
 from sparsepo_plugin.metrics import token_metrics
 
 LAYERS, WIDTH, VOCABULARY, SITES = 3, 6, 17, 4
@@ -39,9 +40,7 @@ def compute(section: dict, lens: list, rank: int | None) -> dict[str, Tensor]:
         nn.Parameter(torch.randn(shape, generator=g, dtype=torch.float64))
         for shape in ((WIDTH, WIDTH), (VOCABULARY, WIDTH), (VOCABULARY, WIDTH))
     )
-    tokens = ResponseTokens.from_packed(
-        torch.randint(VOCABULARY, (total,), generator=g), [sum(pair) for pair in lens], [prompt for prompt, _ in lens]
-    )
+    tokens = tokens_of(lens, g)
     if rank is not None:
         share = -(-total // 2)
         here = slice(rank * share, (rank + 1) * share)
@@ -70,6 +69,11 @@ def compute(section: dict, lens: list, rank: int | None) -> dict[str, Tensor]:
     return result
 
 
+def tokens_of(lens: list, generator: torch.Generator | None = None) -> ResponseTokens:
+    ids = torch.randint(VOCABULARY, (sum(map(sum, lens)),), generator=generator)
+    return ResponseTokens.from_packed(ids, [sum(pair) for pair in lens], [prompt for prompt, _ in lens])
+
+
 def work(rank: int, folder: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
@@ -83,6 +87,7 @@ def work(rank: int, folder: str) -> None:
                     dist.all_reduce(value)
                     value /= 2
             results[layout, name] = result
+    results["random"] = RandomMask(seed=3)(ReferenceFeatures(), tokens_of(LAYOUTS["across"]))
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -104,6 +109,13 @@ def test_two_processes_equal_one(ring, layout, name):
             tolerance = 1e-6 if key.startswith("metric") else 1e-12
             got = half[layout, name][key]
             torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance, msg=f"{key}: {got} {expected}")
+
+
+def test_processes_draw_their_own_random_weights(ring):
+    """Each has pairs of its own; rank 0 draws what one process alone draws."""
+    first, second = (half["random"] for half in ring)
+    assert torch.equal(first, RandomMask(seed=3)(ReferenceFeatures(), tokens_of(LAYOUTS["across"])))
+    assert not torch.isclose(first, second).any()
 
 
 def test_layouts_are_what_they_say(ring):

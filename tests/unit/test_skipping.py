@@ -117,3 +117,39 @@ def test_offloaded_features_train_the_same():
 def test_keys_without_effect(section, says):
     with pytest.raises(SparsePOError, match=says):
         take(section, full=True)
+
+
+@pytest.mark.parametrize(
+    "activation", [{"reward": "relu", "kl": "binary"}, {"reward": "binary", "kl": "relu"}], ids=str
+)
+def test_one_mask_with_a_gradient_at_zero_is_enough_to_keep_all(activation, projected):
+    halves = {role: {"activation": name} for role, name in activation.items()}
+    output, _ = take(halves, full=False)
+    assert not (output.masks.reward.bool() | output.masks.kl.bool()).all()
+    assert projected == [len(PAIRS.tokens)]
+
+
+def test_the_likelihood_of_the_chosen_needs_every_token(projected):
+    """It is added to the loss by the host, and knows of no mask."""
+    spare, _ = take(LEARNED, full=False, nll_loss=True)
+    full, _ = take(LEARNED, full=True, nll_loss=True)
+    assert projected == [len(PAIRS.tokens)] * 2
+    assert spare.nll_loss.item() == full.nll_loss.item()
+
+
+@pytest.mark.parametrize(
+    ("keys", "logging_steps", "full"), [({}, 1, [1, 2, 3, 4]), ({}, 3, [3]), ({"metrics_every": 2}, 3, [2, 4])]
+)
+def test_steps_that_need_every_token(keys, logging_steps, full, projected):
+    """Those at which the host logs, unless the YAML says which; evaluation always."""
+    reference = decoder("llama", seed=1)
+    section = {**LEARNED, **keys, "init": "linear", "layers": "last"}
+    step = make_step(section, decoder("llama"), reference, logging_steps=logging_steps)
+    reads = runner(reference, PAIRS.inputs)
+    for number in range(1, 5):
+        step(partial(step.policy, **PAIRS.inputs), PAIRS.tokens, reads, number=number)
+    assert [number for number, rows in enumerate(projected, start=1) if rows == len(PAIRS.tokens)] == full
+    projected.clear()
+    with torch.no_grad():
+        step(partial(step.policy, **PAIRS.inputs), PAIRS.tokens, reads, number=1)
+    assert projected == [len(PAIRS.tokens)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import TWO_PAIRS, VOCABULARY, Pairs, decoder, make_step, runner
 
-from sparsepo_plugin import LossConfig, SparsePOError
+from sparsepo_plugin import OBJECTIVES, LossConfig, Objective, SparsePOError
 
 PAIRS = Pairs(TWO_PAIRS)
 
@@ -103,6 +103,25 @@ def test_loss_that_is_not_finite_names_step_and_pair():
         run(7)
 
 
+@pytest.mark.parametrize(("side", "pair"), [("chosen", 0), ("rejected", 1)])
+def test_a_reward_of_one_side_that_is_not_finite(side, pair):
+    """The pair is named whichever of its two rewards it is."""
+    run = Run({"mask": "uniform", "expectation": "policy"})
+    sequence = pair if side == "chosen" else pair + 2
+    forward = run.wrapped.masks.reward.forward
+
+    def broken(features, tokens):
+        return forward(features, tokens).masked_fill(tokens.sequence == sequence, torch.nan)
+
+    run(1)
+    run.wrapped.masks.reward.forward = broken
+    with pytest.raises(
+        SparsePOError, match=rf"loss is nan at step 2 \(pairs \[{pair}\] of the micro-batch\)"
+    ) as caught:
+        run(2)
+    assert caught.value.about == "learning rate"
+
+
 def test_l1_that_is_not_finite_is_caught_too():
     run = Run({"l1_reward": 0.1})
     run(1)
@@ -136,6 +155,53 @@ def test_dead_mask_is_warned_of_once(warnings):
     run(5)
     assert len(warnings()) == 2
     assert "step 5" in warnings()[1]
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_a_mask_that_is_zero_on_one_side_is_alive(side, warnings):
+    """It still gets a gradient from the other."""
+    run = Run()
+    forward = run.wrapped.masks.reward.forward
+    zero = lambda tokens: tokens.chosen if side == "chosen" else ~tokens.chosen  # noqa: E731
+    run.wrapped.masks.reward.forward = lambda features, tokens: forward(features, tokens).masked_fill(
+        zero(tokens), 0.0
+    )
+    metrics = run(1).metrics
+    assert metrics[f"sparsity_reward_{side}"] == 100.0
+    assert warnings() == []
+
+
+def test_asking_warns_of_nothing(warnings):
+    """One text says little of a mask."""
+    run = Run()
+    run.wrapped.masks.reward.bias.data[:] = -100
+    with torch.no_grad():
+        run(1)
+    assert warnings() == []
+
+
+def test_advice_names_the_keys_that_there_are(warnings):
+    """In the section of the loss; a mask without a floor is not told to have one."""
+    run = Run({"kl": {"mask": "uniform"}, "layers": "last"})
+    run.wrapped.masks.reward.bias.data[:] = -100
+    run(1)
+    assert warnings()[0].endswith("lower sparsepo.l1_reward or sparsepo.mask_lr, or set sparsepo.min above 0")
+
+
+def test_metrics_of_a_kl_mask_without_a_kl(monkeypatch):
+    """An objective may weigh something else by it: it is reported, and watched, all the same."""
+
+    class Weighed(Objective):
+        chooses_mask = True
+
+        def forward(self, stats, masks, tokens):
+            ratio = stats.policy_logps - stats.reference_logps
+            return self.output(tokens.sum(masks.reward * ratio + masks.kl))
+
+    monkeypatch.setitem(OBJECTIVES._classes, "weighed", Weighed)
+    run = Run({"shared": False}, loss="weighed")
+    assert {"sparsity_kl_chosen", "mask_kl_mean_rejected"} <= run().metrics.keys()
+    assert "sparsity_kl_chosen" not in Run({}, loss="weighed")().metrics
 
 
 def test_each_dead_mask_is_named(warnings):

@@ -1,0 +1,1 @@
+"""Token-level ideas of somebody else."""

@@ -1,0 +1,168 @@
+"""Every snippet of README.md and docs/extending.md runs as it is printed, and every table says what the code says."""
+
+import importlib
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny import TWO_PAIRS, Pairs, decoder
+
+from sparsepo_plugin import MASKS, OBJECTIVES, LossConfig, MaskedPolicy, ReferenceFeatures, ResponseTokens
+from sparsepo_plugin.config import FROM_RUN, mask_class, objective_class
+from sparsepo_plugin.masks import build_masks
+from sparsepo_plugin.options import options_of
+
+ROOT = Path(__file__).parents[2]
+README, EXTENDING, METHODS = (
+    (ROOT / name).read_text() for name in ("README.md", "docs/extending.md", "docs/methods.md")
+)
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def read(text):
+    """The loss that a YAML of the documents describes."""
+    settings = yaml.safe_load(text)
+    loss = settings.get("loss", "sparsepo")
+    return LossConfig.from_section(settings.get(loss), loss, beta=0.1, label_smoothing=0.0)
+
+
+@pytest.fixture
+def ideas(tmp_path, monkeypatch):
+    """A folder on the path, and registries that forget what is registered."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for registry in (MASKS, OBJECTIVES):
+        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    yield tmp_path
+    for name in ("my_masks", "my_ideas", "plain_loop"):
+        sys.modules.pop(name, None)
+
+
+def test_mask_of_the_readme(ideas):
+    (code,) = [block for block in blocks(README, "python") if "Opening" in block]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 11
+    (ideas / "my_masks.py").write_text(code)
+    (written,) = [block for block in blocks(README, "yaml") if "my_masks" in block]
+    importlib.import_module(*yaml.safe_load(written)["loss_plugins"])
+    tokens = ResponseTokens.from_packed(torch.arange(24), [12, 12], [2, 1])
+    masks = build_masks(read(written), hidden_size=4, num_layers=2, seed=0)(ReferenceFeatures(), tokens)
+    assert masks.reward.tolist() == [1.0] * 8 + [0.0] * 2 + [1.0] * 8 + [0.0] * 3
+
+
+def test_yaml_of_the_readme():
+    first, _ = blocks(README, "yaml")
+    assert set(read(first).masks) == {"reward", "kl"}
+
+
+def batches(count):
+    pairs = Pairs(TWO_PAIRS)
+    return [(pairs.input_ids, pairs.attention_mask, pairs.prompt_lens)] * count
+
+
+def test_extending(ideas):
+    """The two halves of my_ideas.py are one module; each YAML builds its masks, and one trains in the plain loop."""
+    *halves, loop = blocks(EXTENDING, "python")
+    assert [half.splitlines()[0] for half in halves] == ["# my_ideas.py", "# my_ideas.py, continued"]
+    (ideas / "my_ideas.py").write_text("".join(halves))
+    (ideas / "plain_loop.py").write_text(loop)
+    configs = blocks(EXTENDING, "yaml")
+    importlib.import_module("my_ideas")
+    assert [read(text).loss for text in configs] == ["sparsepo", "sparsepo", "length_normalised"]
+    for text in configs:
+        masks = MaskedPolicy(decoder("llama"), decoder("llama", seed=1), read(text)).masks
+        assert type(masks.reward).__name__ == "Surprise"
+    train = importlib.import_module("plain_loop").train
+    section = yaml.safe_load(configs[1])["sparsepo"]
+    metrics = list(train(decoder("llama"), decoder("llama", seed=1), batches(3), section, lr=1e-3))
+    assert len(metrics) == 3
+    assert [step["mask_kl_mean_chosen"] for step in metrics] == [1.0] * 3
+    assert metrics[0]["token_kl_chosen"] != metrics[2]["token_kl_chosen"]
+
+
+def test_entry_points_name_what_the_snippet_defines():
+    (text,) = blocks(EXTENDING, "toml")
+    code = "".join(blocks(EXTENDING, "python"))
+    for group in tomllib.loads(text)["project"]["entry-points"].values():
+        for path in group.values():
+            assert f"class {path.partition(':')[2]}(" in code
+
+
+def test_table_of_attributes_of_an_objective():
+    """Defaults as they are in the class."""
+    from sparsepo_plugin import Objective
+
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", EXTENDING, re.MULTILINE)
+    assert dict(rows) == {
+        name: repr(getattr(Objective, name)).replace("'", '"')
+        for name in ("needs_reference", "expectation", "chooses_mask", "mask", "from_host")
+    }
+
+
+def test_generated_tables_are_those_of_the_code(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    tables = importlib.import_module("tables")
+    for path, name, text in tables.sections():
+        written = path.read_text().split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
+        assert written == text, f"{path.name}, {name}: run docs/tables.py"
+    sys.modules.pop("tables")
+
+
+OURS = [name for name in OBJECTIVES.names() if objective_class(name).__module__.startswith("sparsepo_plugin.")]
+
+
+def rows_of(loss):
+    return [row.split("|")[1:-1] for row in METHODS.splitlines() if f"| `loss: {loss}`" in row]
+
+
+@pytest.mark.parametrize("loss", OURS)
+def test_the_table_of_methods(loss):
+    """Every objective has its rows: options with their defaults, and what is loaded and computed for it."""
+    objective = objective_class(loss)
+    rows = rows_of(loss)
+    assert rows
+    for row in rows:
+        reads = objective.needs_reference or bool(objective.mask and mask_class(objective.mask, "mask").needs)
+        assert row[4].strip().startswith("yes" if reads else "no"), row
+        assert row[5].strip().startswith("yes" if objective.expectation else "no"), row
+    if objective.chooses_mask:
+        return
+    options = dict(options_of(objective, without=objective.from_host).model_fields)
+    if objective.mask:
+        options |= options_of(mask_class(objective.mask, "mask"), without=FROM_RUN).model_fields
+    written = {}
+    for row in rows:
+        written |= dict(re.findall(r"`(\w+)` \(([^)]*)\)", row[3]))
+    assert written == {
+        name: "needed" if field.is_required() else f"{field.default:g}" for name, field in options.items()
+    }
+
+
+def test_no_list_repeats_the_names_of_the_losses():
+    """Adding an objective is one file; only the generated and tested tables name them all."""
+    for path in ("pyproject.toml", "README.md", "sparsepo_plugin/config.py", "sparsepo_plugin/hosts/openrlhf/loss.py"):
+        text = (ROOT / path).read_text()
+        named = [name for name in OURS if re.search(rf"[`\"' ]{name}[`\"',]", text)]
+        assert len(named) <= 2, f"{path} names {named}"
+
+
+def test_references_name_every_work_that_is_cited():
+    references = (ROOT / "docs/references.md").read_text()
+    sources = [
+        *ROOT.glob("sparsepo_plugin/**/*.py"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("examples/**/*.yaml"),
+        ROOT / "README.md",
+    ]
+    cited = {name for path in sources for name in re.findall(r"(\w+) et al", path.read_text())}
+    cited |= {name for path in sources for name in re.findall(r"\(([A-Z]\w+) \d{4}\)", path.read_text())}
+    assert {"Rafailov", "Christopoulou", "Mitchell"} <= cited
+    assert [name for name in sorted(cited) if name not in references] == []
+    entries = references.split("\n- ")[1:]
+    assert len(entries) > 12
+    assert all("](http" in entry for entry in entries)
