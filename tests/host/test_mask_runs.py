@@ -1,0 +1,77 @@
+"""Masks in real runs: what reaches them from the YAML, and every kind of them under ZeRO-3; tolerances as elsewhere."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from host_runs import WIDTH, difference, merge
+
+from sparsepo_plugin import LossConfig
+from sparsepo_plugin.masks import build_masks
+
+LOSS, WEIGHTS = 1e-5, 1e-5
+NOTHING_TO_LEARN = dict.fromkeys(("l1_reward", "l1_kl", "mask_lr", "shared"))
+HALVES = {"micro_batch_size": 4}
+
+
+def test_the_runs_seed_is_that_of_the_masks(train):
+    """A learning rate too small to move a float32 leaves the start."""
+    still = {"mask_lr": 1e-30, "mask_weight_decay": 0.0, "layers": "last"}
+    found = train(sparsepo=still, train={"seed": 7}).weights
+    start = build_masks(LossConfig.from_section({"shared": False, "layers": "last"}), WIDTH, 2, seed=7)
+    for name, value in start.state_dict().items():
+        assert torch.equal(found[f"mask_head.{name}"], value), name
+    other = build_masks(LossConfig.from_section({"shared": False, "layers": "last"}), WIDTH, 2, seed=42)
+    assert not torch.equal(other.reward.weight, start.reward.weight)
+
+
+def test_activation_under_zero_3(train):
+    section = {**NOTHING_TO_LEARN, "mask": "activation"}
+    two = train(processes=2, sparsepo=section, ds={"zero_stage": 3, "packing_samples": True}, train=HALVES)
+    assert_equal(two, train(sparsepo=section))
+
+
+def test_random_under_zero_3(train):
+    """Processes draw differently, so two are compared with two."""
+    section = {**NOTHING_TO_LEARN, "mask": "random"}
+    zero_3 = train(processes=2, sparsepo=section, ds={"zero_stage": 3}, train=HALVES)
+    assert_equal(zero_3, train(processes=2, sparsepo=section, train=HALVES))
+    means = zero_3.scalars("train/mask_reward_mean_chosen")
+    assert len(set(means)) == len(means)
+
+
+def test_masks_of_different_kinds_under_zero_3(train):
+    section = {"shared": None, "l1_kl": None, "kl": {"mask": "uniform", "value": 0.7}}
+    two = train(processes=2, sparsepo=section, ds={"zero_stage": 3}, train=HALVES)
+    assert_equal(two, train(sparsepo=section))
+    assert two.scalars("train/mask_kl_mean_chosen") == pytest.approx([0.7] * 10)
+    assert not any(key.startswith("mask_head.kl") for key in two.weights)
+
+
+@pytest.fixture(scope="session")
+def selected(train, tiny):
+    """A run of SePO with an oracle."""
+
+    def selected(oracle: str):
+        section = {"oracle": str(tiny / oracle), "k": 0.4}
+        return train(loss="sepo", sparsepo=None, sepo=section, model={"beta": None})
+
+    return selected
+
+
+def test_the_oracle_is_the_model_that_the_yaml_names(selected):
+    """With the reference in its place no token has a reward, and the first ones are selected."""
+    assert (selected("other").losses - selected("model").losses).abs().max() > 1e-3
+
+
+def test_the_oracle_has_no_dropout(selected, tiny):
+    shutil.copytree(tiny / "other", tiny / "dropping", dirs_exist_ok=True)
+    config = json.loads((tiny / "dropping" / "config.json").read_text())
+    (tiny / "dropping" / "config.json").write_text(json.dumps(merge(config, {"attention_dropout": 0.9})))
+    assert_equal(selected("dropping"), selected("other"))
+
+
+def assert_equal(one, other):
+    loss, weights = difference(one, other)
+    assert loss < LOSS and weights < WEIGHTS
