@@ -147,6 +147,8 @@ class LossConfig(MaskedKeys):
         objective = construct(objective_class(self.loss), self.objective, f"loss {self.loss!r}", self.section)
         if any(True for _ in objective.parameters()):
             raise SparsePOError(f"loss {self.loss!r} has parameters, which nothing trains: they belong into a mask")
+        if objective.expectation is not None and not objective.needs_reference:
+            raise SparsePOError(f"loss {self.loss!r} has an expectation, and says that it needs no reference for it")
         return objective
 
 

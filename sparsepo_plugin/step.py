@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .divergence import TokenStatistics
 from .errors import SparsePOError
+from .masks import learns
 from .metrics import token_metrics
 from .objectives import ObjectiveOutput
 from .policy import MaskedPolicy, PolicyOutput
@@ -128,7 +129,7 @@ class PreferenceStep:
         """Say so when a mask that learns turns zero on a whole batch; it may never come back."""
         for role, mask in self.masks.named_children() if self.masks else ():
             alive = min(metrics[f"sparsity_{role}_chosen"], metrics[f"sparsity_{role}_rejected"]) < 100.0
-            if alive or not any(True for _ in mask.parameters()):
+            if alive or not learns(mask):
                 self._dead.discard(role)
             elif role not in self._dead:
                 self._dead.add(role)
@@ -136,8 +137,8 @@ class PreferenceStep:
 
     def _advice_on_dead_mask(self, role: str) -> str:
         section = self.config.section
-        lower = [f"{section}.{key}" for key in (f"l1_{role}",) if key in self.objective.regularises]
-        advice = f"lower {' or '.join([*lower, f'{section}.mask_lr'])}"
+        keys = [key for key in (self.objective.regularises.get(role), "mask_lr") if key]
+        advice = f"lower {' or '.join(f'{section}.{key}' for key in keys)}"
         if "min" in self.config.masks[role].options:
             advice += f", or set {section}.min above 0"
         return f"the {role} mask is zero on every response token of the batch; {advice}"

@@ -52,10 +52,9 @@ class Masks(nn.Module):
         """Whether either mask may."""
         return any(mask.zeros_have_gradient for mask in self.children())
 
-    @property
-    def learn(self) -> bool:
-        """Whether there is anything to train."""
-        return any(True for _ in self.parameters())
+    def of(self, role: str) -> TokenMask:
+        """The mask of a role, `reward` or `kl`; a shared one has both."""
+        return self.reward if self.kl is None else getattr(self, role)
 
     def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> MaskPair:
         """Both masks, float32 (float64 where a mask's are) [N] each.
@@ -105,6 +104,11 @@ def build_masks(config: LossConfig, hidden_size: int, num_layers: int, seed: int
     return Masks(**masks, names=names)
 
 
+def learns(mask: nn.Module) -> bool:
+    """Whether there is anything to train."""
+    return any(True for _ in mask.parameters())
+
+
 def refuse_idle_keys(config: LossConfig, masks: Masks | None) -> None:
     """Refuse what would have no effect with these masks.
 
@@ -118,10 +122,13 @@ def refuse_idle_keys(config: LossConfig, masks: Masks | None) -> None:
         idle["offload_features"] = "no mask reads hidden states"
     if config.metrics_every and masks.zeros_have_gradient:
         idle["metrics_every"] = "tokens of these masks are never left out"
-    if not masks.learn:
-        learning = [key for key in objective_class(config.loss).regularises if config.objective[key]]
-        learning += [key for key in ("mask_lr", "mask_weight_decay") if key in config.model_fields_set]
-        idle |= dict.fromkeys(learning, f"mask {config.reward.mask!r} has nothing to learn")
+    for role, key in objective_class(config.loss).regularises.items():
+        mask = config.masks.get(role, config.reward).mask
+        if config.objective[key] and not learns(masks.of(role)):
+            idle[key] = f"mask {mask!r} has nothing to learn"
+    if not learns(masks):
+        for key in {"mask_lr", "mask_weight_decay"} & config.model_fields_set:
+            idle[key] = f"mask {config.reward.mask!r} has nothing to learn"
         seeded = any("seed" in parameters(type(mask)) for mask in masks.children())
         if config.kl == config.reward and not seeded:
             idle["shared: false"] = (

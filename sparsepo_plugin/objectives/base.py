@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,7 +45,8 @@ class Objective(nn.Module):
         chooses_mask: Whether masks are read that the YAML chooses.
         mask: Registered mask that is read without asking the YAML; None for no mask, or one that the YAML chooses.
         from_host: Options that the host's own flags give, where the constructor has them.
-        regularises: Options that weigh a norm of the masks, and so have no effect on masks that learn nothing.
+        regularises: By role, `reward` or `kl`, the option that weighs a norm of that mask: without effect where the mask
+            learns nothing, and the first to lower where it dies.
     """
 
     needs_reference: bool = True
@@ -52,7 +54,7 @@ class Objective(nn.Module):
     chooses_mask: bool = False
     mask: str | None = None
     from_host: tuple[str, ...] = ("beta", "label_smoothing")
-    regularises: tuple[str, ...] = ()
+    regularises: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ class SparsePO(Objective):
 
     expectation: Expectation = "reference"
     chooses_mask = True
-    regularises = ("l1_reward", "l1_kl")
+    regularises = {"reward": "l1_reward", "kl": "l1_kl"}  # noqa: RUF012 (never changed)
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Masks in real runs: what reaches them from the YAML, and every kind of them under ZeRO-3; tolerances as elsewhere."""
+"""Masks in real runs: what reaches them from the YAML, and every kind of them under ZeRO-3."""
 
 import json
 import shutil

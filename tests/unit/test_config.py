@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 import yaml
 
 from sparsepo_plugin import OBJECTIVES, LossConfig, Objective, SparsePOError
@@ -236,3 +237,37 @@ def test_the_given_mapping_is_not_changed():
     before = {**section, "kl": {**section["kl"]}}
     LossConfig.from_section(section)
     assert section == before
+
+
+@pytest.mark.parametrize(
+    ("declares", "says"),
+    [
+        ({"weight": torch.nn.Parameter(torch.ones(1))}, "has parameters, which nothing trains"),
+        ({"expectation": "reference", "needs_reference": False}, "says that it needs no reference"),
+    ],
+)
+def test_objectives_that_cannot_work(declares, says, monkeypatch):
+    class Impossible(Objective):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, value in declares.items():
+                setattr(self, name, value)
+
+    monkeypatch.setitem(OBJECTIVES._classes, "impossible", Impossible)
+    with pytest.raises(SparsePOError, match=rf"loss 'impossible' .*{says}"):
+        LossConfig.from_section({}, "impossible").build_objective()
+
+
+def test_a_class_that_is_no_objective():
+    with pytest.raises(SparsePOError, match=r"loss: collections:OrderedDict is not a sparsepo_plugin\.Objective"):
+        LossConfig.from_section({}, "collections:OrderedDict")
+
+
+def test_an_annotation_that_is_no_type(monkeypatch):
+    class Strange(Objective):
+        def __init__(self, rate: "no_such_type" = 1) -> None:  # noqa: F821
+            super().__init__()
+
+    monkeypatch.setitem(OBJECTIVES._classes, "strange", Strange)
+    with pytest.raises(SparsePOError, match=r"the constructor of .*Strange: NameError: name 'no_such_type'"):
+        LossConfig.from_section({}, "strange")

@@ -386,6 +386,17 @@ def test_keys_for_learning_without_anything_to_learn_are_refused(key, mask):
         build({"mask": mask, key: 0.1})
 
 
+@pytest.mark.parametrize("role", ["reward", "kl"])
+def test_a_norm_of_the_role_that_learns_nothing_is_refused(role):
+    other = {"reward": "kl", "kl": "reward"}[role]
+    section = {role: {"mask": "uniform"}, other: {"mask": "learned"}}
+    with pytest.raises(
+        SparsePOError, match=rf"sparsepo\.l1_{role} has no effect: mask 'uniform' has nothing to learn"
+    ):
+        build(section, **{f"l1_{role}": 0.1})
+    build(section, **{f"l1_{other}": 0.1, "mask_lr": 0.1})
+
+
 @pytest.mark.parametrize("mask", ["uniform", "activation"])
 def test_independent_copies_of_the_same_mask_are_refused(mask):
     with pytest.raises(SparsePOError, match=r"sparsepo\.shared: false has no effect"):

@@ -73,5 +73,5 @@ def test_broken_entry_point_is_one_line(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-masks\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[sparsepo.masks]\nbroken = no_such_module:Mask\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(SparsePOError, match=r"mask 'broken' cannot be imported: .*no_such_module"):
+    with pytest.raises(SparsePOError, match=r"mask 'broken' cannot be imported: no such module"):
         MASKS.get("broken")

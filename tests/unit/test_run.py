@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from sparsepo_plugin import LossConfig, ResponseTokens, SparsePOError, load_run, save_masks
-from sparsepo_plugin.masks import build_masks
+from sparsepo_plugin.masks import build_masks, learns
 from sparsepo_plugin.texts import Joining
 
 WORDS = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(VOCABULARY - 3))]
@@ -158,7 +158,7 @@ def test_masks_are_those_of_the_training_step(leave, section):
     table = load_run(folder, device="cpu").tokens(**PAIR)
     reference = decoder("llama", 1)
     step = make_step(section, decoder("llama", 0), reference)
-    if masks.learn:
+    if learns(masks):
         step.masks.load_state_dict(masks.state_dict())
     inputs, tokens = batch()
     output = step(partial(step.policy, **inputs), tokens, runner(reference, inputs))

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 from ...config import LossConfig, objective_class, taken_from_host
 from ...errors import SparsePOError
+from ...masks import learns
 from ..models import masks_over, read_configs
 from .keys import naming_flags
 
@@ -81,7 +82,7 @@ def check_models(args: SimpleNamespace, config: LossConfig) -> None:
             raise SparsePOError(f"model.aux_loss_coef has no effect: {model.model_type} ({key}) has no expert router")
     read = configs.get("ref.model_name_or_path", configs["model.model_name_or_path"])
     masks = masks_over(read, config, args.train.seed)
-    if args.optim == "muon" and masks and masks.learn:
+    if args.optim == "muon" and masks and learns(masks):
         _refuse_mask_group(config)
 
 
