@@ -45,8 +45,8 @@ class Objective(nn.Module):
         chooses_mask: Whether masks are read that the YAML chooses.
         mask: Registered mask that is read without asking the YAML; None for no mask, or one that the YAML chooses.
         from_host: Options that the host's own flags give, where the constructor has them.
-        regularises: By role, `reward` or `kl`, the option that weighs a norm of that mask: without effect where the mask
-            learns nothing, and the first to lower where it dies.
+        regularises: By role, `reward` or `kl`, the option that weighs a norm of that mask: without effect where the
+            mask learns nothing, and the first to lower where it dies.
     """
 
     needs_reference: bool = True
