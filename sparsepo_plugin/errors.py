@@ -50,6 +50,7 @@ def one_line_errors(echo: Callable[[str], Any] = lambda line: print(line, file=s
     try:
         yield
     except ValueError as error:
+        # ConfigError is that of the patched OpenRLHF, which need not be installed here.
         if not (isinstance(error, SparsePOError) or type(error).__name__ == "ConfigError"):
             raise
         rank = os.environ.get("RANK", "0")

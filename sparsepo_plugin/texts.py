@@ -33,12 +33,13 @@ class Joining(BaseModel):
 
 
 def encode(tokenizer: Any, prompt: str, response: str) -> tuple[list[int], int]:
-    """Token ids of a sequence as OpenRLHF's RewardDataset makes them, not truncated, and how many are the prompt's."""
+    """Token ids of a sequence, not truncated, and how many of them are the prompt's."""
     ids = tokenizer(joined(tokenizer, prompt, response), add_special_tokens=False)["input_ids"]
     ids[-1] = tokenizer.eos_token_id
     return ids, len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
 
+# The convention of OpenRLHF's data set; a host with another one will need a key in `Joining`.
 def joined(tokenizer: Any, prompt: str, response: str) -> str:
     """The text of a sequence: line feeds at its end dropped, its end-of-sequence token after a space unless there."""
     text = (prompt + response).rstrip("\n")

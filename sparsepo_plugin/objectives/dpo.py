@@ -10,7 +10,7 @@ from .base import Objective, ObjectiveOutput
 class DPO(Objective):
     """Every token of a response counts the same (Rafailov et al. 2023, Eq. 7).
 
-    R = β·Σ_t r_t, loss = −log σ(R_chosen − R_rejected): what OpenRLHF's own DPO computes when `loss` is left out.
+    R = β·Σ_t r_t, loss = −log σ(R_chosen − R_rejected): what a host's own DPO computes.
 
     Args:
         beta: β.
