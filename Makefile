@@ -5,6 +5,9 @@ BIN := .venv/bin
 STAMP := .venv/.complete
 PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints-cpu.txt
 
+# Two workers with a thread each; a file's tests stay together, they share runs.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 PURELIB := $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 .PHONY: help
@@ -32,11 +35,11 @@ $(STAMP): pyproject.toml setup.py constraints-cpu.txt
 
 .PHONY: test
 test: env lint ## run the linters and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(PYTEST)
 
 .PHONY: test-fast
 test-fast: env ## run the unit tests only (under 2 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit
+	$(PYTEST) tests/unit
 
 .PHONY: lint
 lint: env ## check style, formatting and the direction of imports

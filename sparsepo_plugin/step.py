@@ -88,7 +88,8 @@ class PreferenceStep:
         output = policy(tokens=tokens, features=features, full_statistics=full)
         stats = TokenStatistics(*output["statistics"])
         masks = None if output["masks"] is None else MaskPair(*output["masks"])
-        result = self.objective(stats, masks, tokens)
+        # Not by a call: ZeRO-3 hooks every submodule of the policy, and expects them to run inside its forward.
+        result = self.objective.forward(stats, masks, tokens)
         _refuse_non_finite(result, number)
         metrics = self._metrics(stats, masks, tokens, result, full)
         if torch.is_grad_enabled():

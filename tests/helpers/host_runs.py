@@ -31,7 +31,7 @@ def write_pairs(path: Path, count: int, seed: int) -> Path:
 class Run:
     """What a run left behind."""
 
-    code: int
+    code: int | None  # None if it was killed
     output: str
     folder: Path
 

@@ -2,15 +2,25 @@
 
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
 import yaml
 from host_runs import VOCABULARY, WIDTH, Run, merge, places, write_pairs
+from process_server import ProcessServer
+
+# Of all processes: as pytest was given them, before a test in this process activates the patched host.
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -70,23 +80,53 @@ def config(tiny) -> Callable[..., dict]:
 
 
 @pytest.fixture(scope="session")
-def launch(tmp_path_factory) -> Callable[..., Run]:
-    """Start the training module under torchrun (or `launcher="deepspeed"`) and wait for its end."""
+def extensions(pytestconfig) -> Path:
+    """Where torch compiles DeepSpeed's C++: below this checkout, as another one's is compiled anew for its paths."""
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or pytestconfig.cache.mkdir("torch_extensions"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(extensions) -> Iterator[ProcessServer]:
+    """What starts, and ends, every process of these tests."""
+    server = ProcessServer({**ENVIRONMENT, "TORCH_EXTENSIONS_DIR": str(extensions)})
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def sparsepo(server) -> Callable[..., CompletedProcess]:
+    """The installed command."""
+    return partial(server.run, "sparsepo")
+
+
+@pytest.fixture(scope="session")
+def launch(server, tmp_path_factory) -> Callable[..., Run]:
+    """Run the training module, forked from a warm process or under torchrun or DeepSpeed's launcher, to its end."""
 
     def launch(
-        config: dict, *flags: str, processes: int = 1, folder: Path | None = None, launcher: str = "torchrun"
+        config: dict,
+        *flags: str,
+        processes: int = 1,
+        folder: Path | None = None,
+        launcher: str = "fork",
+        kill_when: Path | None = None,
+        path: Path | None = None,
     ) -> Run:
         folder = folder or tmp_path_factory.mktemp("run")
         file = folder / "run.yaml"
         file.write_text(yaml.safe_dump(merge(places(folder), config)))
+        command = ["sparsepo_plugin.train", "--config", str(file), *flags]
         starts = {
             "torchrun": [*("-m", "torch.distributed.run", "--standalone"), "--nproc_per_node", str(processes), "-m"],
             "deepspeed": [*("-m", "deepspeed.launcher.runner"), "--num_gpus", str(processes), "--module"],
         }
-        command = [sys.executable, *starts[launcher], "sparsepo_plugin.train", "--config", str(file), *flags]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+        if launcher == "fork":
+            done = server.fork(*command, processes=processes, kill_when=kill_when, path=path)
+        else:
+            done = server.run(sys.executable, *starts[launcher], *command, kill_when=kill_when)
+        assert not server.running()
         return Run(done.returncode, done.stdout + done.stderr, folder)
 
     return launch

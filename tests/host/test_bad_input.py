@@ -139,10 +139,11 @@ def test_loss_that_is_not_a_number(config, launch):
     assert not list((run.folder / "out").iterdir())
 
 
-def test_an_empty_response_stops_two_processes(config, launch, tmp_path):
+@pytest.mark.parametrize("launcher", ["fork", "torchrun"])
+def test_an_empty_response_stops_two_processes(launcher, config, launch, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in [*[PAIR] * 9, {**PAIR, "rejected": ""}]))
-    run = launch(config(data={"dataset": str(file)}, train={"micro_batch_size": 4}), processes=2)
+    run = launch(config(data={"dataset": str(file)}, train={"micro_batch_size": 4}), processes=2, launcher=launcher)
     assert run.code != 0
     (line,) = [line for line in run.output.splitlines() if "sparsepo: error:" in line]
     assert "row 10: rejected is empty" in line

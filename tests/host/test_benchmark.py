@@ -4,8 +4,6 @@ float32; steps sum tokens and rows in different orders: 1e-5, relative.
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -36,9 +34,8 @@ print(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
-def found():
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "benchmarks"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300)
+def found(server):
+    done = server.run(sys.executable, "-c", SCRIPT, PYTHONPATH=str(Path(__file__).parents[2] / "benchmarks"))
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

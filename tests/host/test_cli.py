@@ -1,20 +1,10 @@
 """The `sparsepo` command as a user types it."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import yaml
 from host_runs import merge, places
 
-COMMAND = Path(sys.executable).parent / "sparsepo"
 
-
-def sparsepo(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=300)
-
-
-def test_train_picks_a_launcher_and_flags_win_over_the_file(config, train, tmp_path):
+def test_train_picks_a_launcher_and_flags_win_over_the_file(config, train, sparsepo, tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(merge(places(tmp_path), config(adam={"lr": 0.5}, sparsepo={"l1_kl": 7}))))
     done = sparsepo("train", str(file), "--adam.lr", "1e-3", "--sparsepo.l1_kl=1e-3")
@@ -23,7 +13,7 @@ def test_train_picks_a_launcher_and_flags_win_over_the_file(config, train, tmp_p
     assert saved == (train().folder / "out" / "model.safetensors").read_bytes()
 
 
-def test_train_refuses_before_it_starts_anything(config, tmp_path):
+def test_train_refuses_before_it_starts_anything(config, sparsepo, tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(merge(places(tmp_path), config(sparsepo={"mask": "dense"}))))
     done = sparsepo("train", str(file))
@@ -33,14 +23,14 @@ def test_train_refuses_before_it_starts_anything(config, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
-def test_lists(config):
+def test_lists(sparsepo):
     masks = sparsepo("masks").stdout.splitlines()
     assert [line.split()[0] for line in masks] == ["activation", "decay", "learned", "random", "selected", "uniform"]
     assert all(len(line.split()) > 4 for line in masks)
     assert "sparsepo" in [line.split()[0] for line in sparsepo("objectives").stdout.splitlines()]
 
 
-def test_a_mistake_met_in_training_is_one_line(config, tmp_path):
+def test_a_mistake_met_in_training_is_one_line(config, sparsepo, tmp_path):
     """Without torchrun's traceback after it: one CPU process is started without a launcher."""
     pairs = tmp_path / "rows.jsonl"
     pairs.write_text('{"prompt": "w1 ", "chosen": "w2", "rejected": ""}\n' * 8)

@@ -1,13 +1,9 @@
 """OpenRLHF's flags keep their meaning under `loss: sparsepo`: the same change as in the host's own DPO, or none."""
 
-import shutil
-
 import pytest
 import torch
 from host_runs import DPO, difference, difference_of_weights
 from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
-
-needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="DeepSpeed compiles this optimizer on CPU")
 
 
 @pytest.fixture(scope="session")
@@ -40,26 +36,10 @@ def test_aux_loss_of_a_mixture_of_experts(train, mixture):
     assert difference_of_weights(ours, without) > 1e-4
 
 
-@needs_compiler
-def test_muon(train):
-    flags = {"optim": "muon", "muon": {"lr": 0.01}, "max_norm": 0.0}
-    ours, host = train(**flags, sparsepo=DPO), train(**flags, loss=None, sparsepo=None)
-    loss, weights = difference(ours, host)
-    # Newton-Schulz runs in bf16: the last digit of a gradient can move a weight by a bf16 rounding of its update.
-    assert loss < 1e-3 and weights < 1e-3
-    train(**flags, sparsepo={"mask_lr": "policy"})
-
-
 def test_an_offloaded_reference(train):
     zero_3 = {"zero_stage": 3}
     loss, weights = difference(train(ds=zero_3, ref={"offload": True}), train(ds=zero_3))
     assert loss < 1e-6 and weights < 1e-6
-
-
-@needs_compiler
-def test_an_offloaded_optimizer(train):
-    loss, weights = difference(train(ds={"adam_offload": True}), train())
-    assert loss < 1e-4 and weights < 1e-4
 
 
 def test_weight_decay_of_policy_and_masks_are_apart(train):

@@ -114,7 +114,7 @@ def test_refused(loss, over, says, config, method, tmp_path):
     assert says in check(config(**method(loss, **over)), tmp_path)
 
 
-def test_sft(tiny, tmp_path):
+def test_sft(tiny, sparsepo, tmp_path):
     """`sparsepo sft` is OpenRLHF's own train_sft: it learns, and leaves a model that preferences can start from."""
     settings = {
         "model": {"model_name_or_path": str(tiny / "model")},
@@ -131,7 +131,8 @@ def test_sft(tiny, tmp_path):
     }
     file = tmp_path / "sft.yaml"
     file.write_text(yaml.safe_dump(merge(places(tmp_path), settings)))
-    assert CliRunner().invoke(app, ["sft", str(file), "--adam.lr", "2e-3"]).exit_code == 0
+    done = sparsepo("sft", str(file), "--adam.lr", "2e-3")
+    assert done.returncode == 0, done.stderr[-3000:]
     texts = [row["prompt"] + row["chosen"] + " </s>" for row in map(json.loads, (tiny / "pairs.jsonl").open())]
     assert loss_of(tmp_path / "out", texts) < loss_of(tiny / "model", texts) - 0.1
 

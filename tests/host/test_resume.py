@@ -1,15 +1,10 @@
-"""Two processes through the DeepSpeed launcher: train, evaluate, save, be stopped, resume."""
+"""Two processes train, evaluate, save, are stopped under torchrun, and resume under the DeepSpeed launcher."""
 
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
-import yaml
-from host_runs import merge, places
+from host_runs import merge
 from transformers import AutoModelForCausalLM
 
 from sparsepo_plugin import load_masks
@@ -24,12 +19,12 @@ LONG = {
 
 def test_a_stopped_run_resumes_to_the_same_weights(config, launch, tiny, tmp_path):
     settings = merge(config(**LONG), {"eval": {"dataset": str(tiny / "held_out.jsonl")}})
-    whole = launch(settings, processes=2, launcher="deepspeed")
+    whole = launch(settings, processes=2)
     assert whole.code == 0, whole.output[-4000:]
     assert len(whole.scalars("eval/eval_loss")) == len(whole.scalars("eval/acc_mean")) == 3
     assert len(list((whole.folder / "checkpoints").glob("global_step*"))) == 2  # the host's rotation
 
-    stop_after_first_checkpoint(settings, tmp_path)
+    stop_after_first_checkpoint(settings, launch, tmp_path)
     assert not (tmp_path / "out" / "model.safetensors").exists()
     resumed = launch(settings, "--ckpt.load_enable", processes=2, launcher="deepspeed", folder=tmp_path)
     assert resumed.code == 0, resumed.output[-4000:]
@@ -42,23 +37,14 @@ def test_a_stopped_run_resumes_to_the_same_weights(config, launch, tiny, tmp_pat
         assert torch.equal(weights[key], expected[key]), key
 
 
-def stop_after_first_checkpoint(settings, folder: Path):
+def stop_after_first_checkpoint(settings, launch, folder: Path):
     apart = {"logger": {"tensorboard_dir": str(folder / "stopped")}}
-    (folder / "stopped.yaml").write_text(yaml.safe_dump(merge(places(folder), merge(settings, apart))))
-    command = [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")]
-    command += ["sparsepo_plugin.train", "--config", str(folder / "stopped.yaml")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        deadline = time.monotonic() + 300
-        while not (folder / "checkpoints" / "latest").exists():
-            assert process.poll() is None and time.monotonic() < deadline, "the run ended before its first checkpoint"
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
+    first = folder / "checkpoints" / "latest"
+    stopped = launch(merge(settings, apart), processes=2, launcher="torchrun", folder=folder, kill_when=first)
+    assert stopped.code is None, "the run ended before its first checkpoint"
 
 
-def test_the_saved_folder_is_a_plain_model_with_the_mask_beside_it(train, tiny):
+def test_the_saved_folder_is_a_plain_model_with_the_mask_beside_it(train, server, tiny):
     folder = train().folder / "out"
     # In a process that cannot import the plugin.
     code = (
@@ -68,7 +54,7 @@ def test_the_saved_folder_is_a_plain_model_with_the_mask_beside_it(train, tiny):
         f"tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})\n"
         "print(tokenizer.decode(model.generate(**tokenizer('w1 w2', return_tensors='pt'), max_new_tokens=3)[0]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = server.run(sys.executable, "-c", code)
     assert done.returncode == 0 and done.stdout.startswith("w1 w2"), done.stderr
     trained = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     start = AutoModelForCausalLM.from_pretrained(tiny / "model").state_dict()

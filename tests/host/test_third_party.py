@@ -105,7 +105,7 @@ def test_its_run_can_be_asked(way, run, installed, monkeypatch):
 
 def test_masks_of_its_own_in_both_roles_of_ours(config, launch, installed):
     halves = {"reward": {"mask": "probe"}, "kl": {"mask": "opening", "length": 2}}
-    section = {"shared": None, "l1_reward": 0.0, "l1_kl": 0.0, **halves}
+    section = {**dict.fromkeys(("mask", "shared", "l1_reward", "l1_kl")), **halves}
     done = launch(config(sparsepo=section, data={"max_samples": STEPS * BATCH}), path=installed)
     assert done.code == 0, done.output[-4000:]
     assert {key for key in done.weights if key.startswith("mask_head")} == {
@@ -147,20 +147,19 @@ def test_it_resumes(run, config, launch, installed, tmp_path):
 
 def test_it_is_listed_and_checked(config, sparsepo, installed, tmp_path):
     """By the command, with the package installed where Python finds it."""
-    environment = {"PYTHONPATH": str(installed)}
-    listed = sparsepo("objectives", environment=environment).stdout
+    listed = sparsepo("objectives", PYTHONPATH=str(installed)).stdout
     assert {"margin", "cautious", "plain", "sparsepo"} <= {line.split()[0] for line in listed.splitlines()}
-    described = sparsepo("masks", "token_ideas.masks:Probe", environment=environment).stdout
+    described = sparsepo("masks", "token_ideas.masks:Probe", PYTHONPATH=str(installed)).stdout
     assert "A logistic probe on the reference's last state." in described
     assert [line.split()[:3] for line in described.splitlines() if line.startswith("  scale")] == [
         ["scale", "float", "1.0"]
     ]
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(merge(places(tmp_path), merge(config(sparsepo=None), yaml_of("margin", "plugin")))))
-    checked = sparsepo("check", str(file), environment=environment)
+    checked = sparsepo("check", str(file), PYTHONPATH=str(installed))
     assert checked.returncode == 0, checked.stderr
     assert checked.stdout.splitlines()[-1].endswith("ok, loss: registered-margin")
-    wrong = sparsepo("check", str(file), "--registered-margin.marign", "1", environment=environment)
+    wrong = sparsepo("check", str(file), "--registered-margin.marign", "1", PYTHONPATH=str(installed))
     assert wrong.returncode == 2
     assert "registered-margin.marign is not a key of this section: allowed are" in wrong.stderr
 

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from linux import die_with_parent
 
 from sparsepo_plugin.errors import SparsePOError
 from sparsepo_plugin.hosts.openrlhf import overlay
@@ -28,8 +30,19 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "sparsepo_plugin"
 
 
-def start(code):
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def start(cache):
+    """Start a process that runs the code, and that is ended with the test."""
+    with ExitStack() as ends:
+
+        def start(code):
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            process = subprocess.Popen([sys.executable, "-c", code], text=True, preexec_fn=die_with_parent, **pipes)
+            ends.enter_context(process)
+            ends.callback(process.kill)
+            return process
+
+        yield start
 
 
 def folders(cache):
@@ -40,7 +53,7 @@ def hashes(folder):
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*.py"))}
 
 
-def test_four_processes_at_once_build_one_overlay_and_leave_the_installed_package_alone(cache):
+def test_four_processes_at_once_build_one_overlay_and_leave_the_installed_package_alone(cache, start):
     before = hashes(INSTALLED)
     outputs = [process.communicate(timeout=60) for process in [start(BUILD) for _ in range(4)]]
     paths = {Path(out.strip()) for out, _ in outputs}
@@ -68,7 +81,7 @@ def test_overlay_is_built_once_and_again_when_the_installed_package_or_a_patch_c
     assert len({first, second, overlay.ensure_overlay()}) == 3
 
 
-def test_killed_build_leaves_nothing_behind(cache):
+def test_killed_build_leaves_nothing_behind(cache, start):
     stuck = start(f"import time, patch_ng; patch_ng.PatchSet.apply = lambda *a, **k: time.sleep(60)\n{BUILD}")
     while not any(".building-" in name for name in folders(cache)):
         assert stuck.poll() is None, stuck.communicate()
@@ -107,7 +120,7 @@ def test_hunk_that_does_not_apply_is_named_and_nothing_stays_in_the_cache(cache,
     assert folders(cache) == []
 
 
-def test_activate_puts_the_overlay_first_here_and_in_children(cache):
+def test_activate_puts_the_overlay_first_here_and_in_children(cache, start):
     check = "import openrlhf; print(openrlhf.__file__)"
     code = f"""
 import subprocess, sys
@@ -122,7 +135,7 @@ print(subprocess.run([sys.executable, "-c", {check!r}], capture_output=True, tex
     assert here == child == str(overlay.ensure_overlay() / "openrlhf" / "__init__.py")
 
 
-def test_activate_refuses_an_openrlhf_that_was_imported_before(cache):
+def test_activate_refuses_an_openrlhf_that_was_imported_before(start):
     process = start("import openrlhf; from sparsepo_plugin.hosts.openrlhf.overlay import activate; activate()")
     _, err = process.communicate(timeout=60)
     assert f"SparsePOError: openrlhf was imported from {INSTALLED / '__init__.py'} before" in err
