@@ -60,8 +60,9 @@ def serve(request: dict, environment: dict[str, str]) -> int | None:
     """Start what the request asks for, wait for its end, and end what is left of it.
 
     Args:
-        request: `module` and `arguments` to fork processes for, with `packages` on their path, or the `command` of a program and variables to add to
-            its `environment`; `processes`, how many; `stdout` and `stderr`, files; `kill_when`, a path or null.
+        request: `module` and `arguments` to fork processes for, with `packages` on their path, or the `command` of a
+            program and variables to add to its `environment`; `processes`, how many; `stdout` and `stderr`, files;
+            `kill_when`, a path or null.
         environment: Variables of a program, without those that the imports here have set.
 
     Returns:

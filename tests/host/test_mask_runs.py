@@ -49,6 +49,19 @@ def test_masks_of_different_kinds_under_zero_3(train):
     assert not any(key.startswith("mask_head.kl") for key in two.weights)
 
 
+def test_learned_masks_in_16_bits_under_zero_3(train):
+    """The default of OpenRLHF. The start is the same to float32; then two stages round to bfloat16 (2⁻⁸) in turns."""
+    runs = [train(ds={"zero_stage": stage, "param_dtype": "bf16"}) for stage in (2, 3)]
+    apart = (runs[0].losses - runs[1].losses).abs()
+    assert apart[:2].max() < LOSS and apart.max() < 0.03
+    first, second = (run.weights["mask_head.reward.weight"] for run in runs)
+    assert first.dtype == second.dtype == torch.bfloat16
+    start = build_masks(LossConfig.from_section({"shared": False}), WIDTH, 2, seed=42).reward.weight.detach()
+    moved = (first.float() - start).abs().mean()
+    assert moved > 0.005
+    assert (first.float() - second.float()).abs().mean() < 0.3 * moved
+
+
 @pytest.fixture(scope="session")
 def selected(train, tiny):
     """A run of SePO with an oracle."""

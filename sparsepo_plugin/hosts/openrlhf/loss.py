@@ -124,6 +124,7 @@ class TokenLoss(PreferenceLoss):
             policy = HostedPolicy(model.model, reference, self.config, args.train.seed)
         policy.description = self._describe((reference or model.model).config)
         if args.ds.zero_stage == 3:
+            _cast_masks(policy, getattr(torch, policy.description.dtype))
             _gather_reference_head(policy)
         model.model = policy
         self.reference = reference
@@ -195,6 +196,12 @@ def _load_oracle(name: str, args: SimpleNamespace, strategy: Any) -> tuple[Any, 
     actor = load_reference(SimpleNamespace(**{**vars(args), "ref": ref}), strategy)
     model = actor.model
     return model, strategy.prepare(actor).eval()
+
+
+def _cast_masks(policy: HostedPolicy, dtype: torch.dtype) -> None:
+    """Give the masks the models' dtype: ZeRO-3 wants one for all and, unlike ZeRO-2, does not see to it itself."""
+    for parameter in policy.masks.parameters() if policy.masks else ():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _gather_reference_head(policy: HostedPolicy) -> None:
