@@ -116,7 +116,7 @@ def load_masks(folder: str | Path, allow_code: bool = False) -> tuple[Masks | No
 
 def _load_state(masks: Masks, state: dict[str, Tensor], path: Path) -> None:
     try:
-        masks.load_state_dict(state)
+        masks.load_state_dict(state, assign=True)  # in the dtype that they were trained in
     except RuntimeError as error:
         raise SparsePOError(
             f"{path} does not fit the masks of {DESCRIPTION}: {' '.join(str(error).split())}"

@@ -52,6 +52,13 @@ def test_round_trip(section, tmp_path):
             assert torch.equal(got, want)
 
 
+def test_the_dtype_comes_back(tmp_path):
+    """A plain layer that was trained in bfloat16 computes in it."""
+    description, masks = make()
+    save_masks(tmp_path, description, masks.to(torch.bfloat16).state_dict())
+    assert {parameter.dtype for parameter in load_masks(tmp_path)[0].parameters()} == {torch.bfloat16}
+
+
 def test_the_description_says_everything(tmp_path):
     """Options that the YAML left out, the host's flags, models, joining and versions: by their names in the file."""
     description, masks = make({"l1_reward": 0.1, "layers": "last"})
