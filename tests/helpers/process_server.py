@@ -26,19 +26,21 @@ class ProcessServer:
         self.process: subprocess.Popen | None = None
 
     def run(
-        self, *command: str | Path, kill_when: Path | None = None, **environment: str
+        self, *command: str | Path, kill_when: Path | None = None, cwd: Path | None = None, **environment: str
     ) -> subprocess.CompletedProcess:
         """Run a program.
 
         Args:
             command: The program and its arguments.
             kill_when: Kill it, and all that it has started, as soon as this path exists.
+            cwd: Folder to start it in.
             environment: Further variables.
 
         Returns:
             Exit code (None if it was killed), stdout and stderr.
         """
-        return self._ask(kill_when, command=list(map(str, command)), environment=environment, processes=1)
+        words, folder = list(map(str, command)), str(cwd or Path.cwd())
+        return self._ask(kill_when, command=words, cwd=folder, environment=environment, processes=1)
 
     def fork(
         self,

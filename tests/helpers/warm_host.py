@@ -61,8 +61,8 @@ def serve(request: dict, environment: dict[str, str]) -> int | None:
 
     Args:
         request: `module` and `arguments` to fork processes for, with `packages` on their path, or the `command` of a
-            program and variables to add to its `environment`; `processes`, how many; `stdout` and `stderr`, files;
-            `kill_when`, a path or null.
+            program, its `cwd`, and variables to add to its `environment`; `processes`, how many; `stdout` and
+            `stderr`, files; `kill_when`, a path or null.
         environment: Variables of a program, without those that the imports here have set.
 
     Returns:
@@ -89,6 +89,7 @@ def start(request: dict, rank: int, port: int, environment: dict[str, str]) -> i
         with open(path, mode) as file:
             os.dup2(file.fileno(), number)
     if command := request.get("command"):
+        os.chdir(request["cwd"])
         os.execvpe(command[0], command, environment | request["environment"])
     os.environ.update(of_rank(rank, request["processes"], port))
     sys.path[1:1] = request["packages"]

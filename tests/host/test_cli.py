@@ -1,7 +1,25 @@
 """The `sparsepo` command as a user types it."""
 
+import re
+import sys
+from pathlib import Path
+
+import pytest
 import yaml
 from host_runs import merge, places
+from typer.testing import CliRunner
+
+from sparsepo_plugin.cli import app
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+STARTS = {
+    "check": ["sparsepo", "check", "my.yaml"],
+    "train": ["sparsepo", "train", "my.yaml"],
+    "DeepSpeed's launcher": [
+        *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "1"),
+        *("--module", "sparsepo_plugin.train", "--config", "my.yaml"),
+    ],
+}
 
 
 def test_train_picks_a_launcher_and_flags_win_over_the_file(config, train, sparsepo, tmp_path):
@@ -23,11 +41,11 @@ def test_train_refuses_before_it_starts_anything(config, sparsepo, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
-def test_lists(sparsepo):
-    masks = sparsepo("masks").stdout.splitlines()
+def test_lists(here):
+    masks = here("masks").stdout.splitlines()
     assert [line.split()[0] for line in masks] == ["activation", "decay", "learned", "random", "selected", "uniform"]
     assert all(len(line.split()) > 4 for line in masks)
-    assert "sparsepo" in [line.split()[0] for line in sparsepo("objectives").stdout.splitlines()]
+    assert "sparsepo" in [line.split()[0] for line in here("objectives").stdout.splitlines()]
 
 
 def test_a_mistake_met_in_training_is_one_line(config, sparsepo, tmp_path):
@@ -40,3 +58,92 @@ def test_a_mistake_met_in_training_is_one_line(config, sparsepo, tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "error" in line.lower()]
     assert line == f"sparsepo: error: {pairs}, row 1: rejected is empty; a response needs at least one word"
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_the_readmes_mask_beside_the_yaml(start, config, server, tmp_path):
+    """As it is printed, from the folder that holds both files."""
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Opening" in block]
+    (keys,) = [block for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "my_masks" in block]
+    (tmp_path / "my_masks.py").write_text(code)
+    settings = merge(config(sparsepo=None, data={"max_samples": 16}), yaml.safe_load(keys))
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(merge(places(tmp_path), settings)))
+    done = server.run(*STARTS[start], cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (tmp_path / "out" / "sparsepo.json").is_file() == (start != "check")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The command in this process, typed in a folder of its own: milliseconds in place of seconds."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "peeking", raising=False)
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def peeking(config, tmp_path):
+    """A YAML with a mask of one's own that sees the token it weighs, in one of its roles."""
+    (tmp_path / "peeking.py").write_text(
+        "import torch\n"
+        "from sparsepo_plugin import TokenMask\n"
+        "class Peek(TokenMask):\n"
+        '    """Sees the token itself from the third on."""\n'
+        "    def forward(self, features, tokens):\n"
+        "        return torch.where(tokens.position < 2, 1.0, tokens.labels.float())\n"
+    )
+    file = tmp_path / "my.yaml"
+
+    def write(**over):
+        rows = '{"prompt": "w1 w2 ", "chosen": "w3 w4 w5 w6", "rejected": "w7"}\n' * 8
+        (tmp_path / "pairs.jsonl").write_text(rows)
+        file.write_text(yaml.safe_dump(config(data={"dataset": str(tmp_path / "pairs.jsonl")}, **over)))
+        return file
+
+    return write
+
+
+def test_causality(here, peeking):
+    learned = {"l1_reward": None, "l1_kl": None, "shared": None}
+    file = peeking(sparsepo={**learned, "kl": {"mask": "activation"}})
+    done = here("check", file, "--causality")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.splitlines()[-3:] == [
+        "reward mask 'learned': sees only the tokens before",
+        "kl mask 'activation': not looked at, it says of itself that it is not causal",
+        f"{file}: ok, loss: sparsepo",
+    ]
+
+
+def test_a_mask_that_looks_ahead_is_one_line(here, peeking):
+    file = peeking(sparsepo={"shared": None, "l1_kl": None, "kl": {"mask": "peeking:Peek"}})
+    assert here("check", file).exit_code == 0
+    done = here("check", file, "--causality")
+    assert done.exit_code == 2
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert line.startswith("sparsepo: error: kl mask 'peeking:Peek' looks ahead: ")
+    assert "the weight of its token 2, counted from 0, changes" in line
+
+
+@pytest.mark.parametrize(
+    ("over", "says"),
+    [({"loss": None, "sparsepo": None}, "OpenRLHF's own DPO"), ({"loss": "dpo", "sparsepo": None}, "loss: dpo")],
+)
+def test_causality_of_no_mask_is_refused(over, says, here, peeking):
+    done = here("check", peeking(**over), "--causality")
+    assert done.exit_code == 2
+    assert "--causality has no effect" in done.stderr and says in done.stderr
+
+
+def test_one_of_them_is_described(here):
+    """Docstring, options, types and defaults."""
+    objective, mask = here("objectives", "tdpo").stdout, here("masks", "learned").stdout
+    assert "With D = Σ_t KL(π_ref‖π) of a response" in objective
+    rows = {line.split()[0]: line.split() for line in (objective + mask).splitlines() if line.startswith("  ")}
+    assert rows["version"][1:5] == ["1", "|", "2", "2"]
+    assert rows["alpha"][1:5] == ["float", "≥", "0", "0.5"]
+    assert rows["layer_norm"][1:3] == ["bool", "true"]
+    unknown = here("masks", "nope")
+    assert unknown.exit_code == 2
+    assert unknown.stderr.startswith("sparsepo: error: mask: unknown mask 'nope': registered are activation, decay")

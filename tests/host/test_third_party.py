@@ -15,9 +15,12 @@ import yaml
 from host_runs import difference_of_weights, merge, places
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
+from typer.testing import CliRunner
 
+import sparsepo_plugin
 from sparsepo_plugin import load_run
 from sparsepo_plugin.checkpoint import load_description
+from sparsepo_plugin.cli import app
 
 PACKAGE = Path(__file__).parents[1] / "third_party"
 STEPS, BATCH, BETA, SMOOTHING, MASK_LR, DECAY = 5, 8, 0.5, 0.1, 1e-2, 0.3
@@ -42,6 +45,16 @@ def installed(tmp_path_factory) -> Path:
     subprocess.run(["cp", "-r", str(PACKAGE), str(source)], check=True)  # building leaves files beside the sources
     subprocess.run([*pip, str(source)], check=True)
     return target
+
+
+@pytest.fixture(autouse=True)
+def _forgotten(monkeypatch):
+    """What a test in this process imports and registers is gone after it."""
+    for registry in (sparsepo_plugin.MASKS, sparsepo_plugin.OBJECTIVES):
+        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "token_ideas"]:
+        del sys.modules[name]
 
 
 def yaml_of(loss: str, way: str) -> dict:
@@ -145,23 +158,32 @@ def test_it_resumes(run, config, launch, installed, tmp_path):
         assert torch.equal(resumed.weights[key], value), key
 
 
-def test_it_is_listed_and_checked(config, sparsepo, installed, tmp_path):
-    """By the command, with the package installed where Python finds it."""
-    listed = sparsepo("objectives", PYTHONPATH=str(installed)).stdout
+def test_it_is_listed_and_checked(config, installed, tmp_path, monkeypatch):
+    """With the package installed where Python finds it."""
+    monkeypatch.syspath_prepend(installed)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the command puts the current folder first
+
+    def sparsepo(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    listed = sparsepo("objectives").stdout
     assert {"margin", "cautious", "plain", "sparsepo"} <= {line.split()[0] for line in listed.splitlines()}
-    described = sparsepo("masks", "token_ideas.masks:Probe", PYTHONPATH=str(installed)).stdout
+    described = sparsepo("masks", "token_ideas.masks:Probe").stdout
     assert "A logistic probe on the reference's last state." in described
     assert [line.split()[:3] for line in described.splitlines() if line.startswith("  scale")] == [
         ["scale", "float", "1.0"]
     ]
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(merge(places(tmp_path), merge(config(sparsepo=None), yaml_of("margin", "plugin")))))
-    checked = sparsepo("check", str(file), PYTHONPATH=str(installed))
-    assert checked.returncode == 0, checked.stderr
+    checked = sparsepo("check", file)
+    assert checked.exit_code == 0, checked.stderr
     assert checked.stdout.splitlines()[-1].endswith("ok, loss: registered-margin")
-    wrong = sparsepo("check", str(file), "--registered-margin.marign", "1", PYTHONPATH=str(installed))
-    assert wrong.returncode == 2
+    wrong = sparsepo("check", file, "--registered-margin.marign", "1")
+    assert wrong.exit_code == 2
     assert "registered-margin.marign is not a key of this section: allowed are" in wrong.stderr
+    flag = sparsepo("check", file, "--model.label_smoothing", "0.1")
+    assert flag.exit_code == 2
+    assert "model.label_smoothing has no effect with loss: registered-margin" in flag.stderr
 
 
 # The same in plain PyTorch: whole logits, autograd throughout.
