@@ -1,19 +1,15 @@
 """What one training step costs beside other DPO steps: time and peak memory, to CSV.
 
-One process, one run; all contestants of a shape take turns. A step is forward and backward, without the optimizer.
+A step is forward and backward, without the optimizer; all contestants of a shape take turns. One pass over everything
+measures memory, then three runs measure time, each in a process of its own (`meter.py` says why).
 """
 
-import csv
-import ctypes
-import gc
-import platform
 import shutil
-import statistics
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated
 from unittest.mock import patch
@@ -22,139 +18,45 @@ import report
 import torch
 import typer
 from contestants import Arena, Ours
-from shapes import FIRST, PYTHIA, SECOND, SEVEN_B, SMALL, THIRD, Shape
+from grid import GRID, GROWTH, Case
+from meter import KEPT, Cost, FreshMemory, Meter, hold, in_process, middle, take_turns
+from rows import PROFILE, VOCABULARY, Found, write
+from shapes import SECOND
 from torch import Tensor
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from sparsepo_plugin import TokenStatistics, divergence, token_statistics
 
-SHAPE_COLUMNS = ["pairs", "prompt", "response", "vocab", "packed", "lora"]
-COST_COLUMNS = ["time_ratio", "memory_ratio", "seconds", "bytes", "versions"]
-COLUMNS = ["device", "baseline", "objective", "mask", "shared", "sparsity", *SHAPE_COLUMNS, *COST_COLUMNS]
-GROWTH_COLUMNS = ["axis", "value", "contestant", "seconds", "bytes", "versions"]
-PARTS_COLUMNS = ["measurement", "part", "seconds", "share", "bytes", "versions"]
-BASELINES = ("openrlhf_dpo", "trl_dpo", "trl_dpo_chunked", "plain")
-METHODS = ("dpo", "tdpo", "dpop", "simpo", "d2po", "sepo")
-SPARSE = Ours(sparsity=0.8)
-MASKS = (Ours(), Ours(shared=False), SPARSE, Ours(mask="activation"))
-
-Cost = tuple[float, int]
+RUNS = 3
 
 
-@dataclass(frozen=True)
-class Case:
-    """Contestants that take turns on one shape."""
-
-    shape: Shape
-    ours: tuple[Ours, ...]
-    baselines: tuple[str, ...] = BASELINES
-
-
-ALL = (*MASKS, *(Ours(name) for name in METHODS))
-# On CPU only what fits into 15 minutes on two cores.
-GRID = {
-    "cpu": [
-        Case(FIRST, ALL),
-        Case(SECOND, MASKS, ("openrlhf_dpo", "trl_dpo_chunked", "plain")),
-        Case(THIRD, MASKS, ("openrlhf_dpo", "trl_dpo_chunked")),
-        Case(replace(FIRST, packed=True), (Ours(),), ("openrlhf_dpo",)),
-        Case(replace(FIRST, lora=True), (Ours(),), ("openrlhf_dpo",)),
-        Case(Shape(2, 128, 64, 151_936), (Ours(),), ("openrlhf_dpo",)),
-    ],
-    "cuda": [
-        *(Case(Shape(4, 512, 512, 50_304, packed, size=PYTHIA), ALL) for packed in (False, True)),
-        Case(Shape(2, 512, 512, 32_000, size=SEVEN_B), MASKS),
-        Case(Shape(2, 512, 512, 128_256, lora=True, size=SEVEN_B), MASKS),
-    ],
-}
-POINT = Shape(2, 64, 64, 32_000)
-GROWTH = {  # what the plot shows: every axis alone, from one point
-    "response": [(n, replace(POINT, response=n), Ours()) for n in (32, 128, 256)],
-    "vocabulary": [(v, replace(POINT, vocab=v), Ours()) for v in (8_000, 32_000, 96_000)],
-    "layers": [(n, replace(POINT, size=replace(SMALL, layers=n)), Ours()) for n in (2, 6, 12)],
-    "sparsity": [(s, replace(POINT, response=192), replace(SPARSE, sparsity=s)) for s in (0.0, 0.4, 0.8)],
-}
+def measure(device: str, shapes: int | None, repeats: int, fresh: Found | None = None) -> Found:
+    """Measure everything once: memory or, once that is known (`fresh`), time with freed memory kept."""
+    start, meter, found = time.perf_counter(), Meter(device, fresh is None), {}
+    cases = {case: partial(run_case, case, device, repeats) for case in GRID[device][:shapes]}
+    if device == "cpu" and shapes is None:
+        # One step a run: three runs give each point of the plot a median of three.
+        cases |= {case: partial(run_case, case, device, 1) for axis in GROWTH.values() for case in axis.values()}
+        cases |= {VOCABULARY: partial(vocabulary_part, repeats), PROFILE: partial(profile, repeats)}
+    if device == "cpu" and fresh:
+        hold(2 * max(cost.bytes for costs in fresh.values() for cost in costs.values() if isinstance(cost, Cost)))
+    for case, run in cases.items():
+        found[case] = run(meter)
+        title = case.shape if isinstance(case, Case) else case
+        for name, cost in found[case].items():
+            if fresh and isinstance(cost, Cost):
+                cost.check(f"{title}: {name}", fresh[case][name].bytes)
+        typer.echo(f"{time.perf_counter() - start:6.0f} s  {'time' if fresh else 'memory'}  {title}")
+    return found
 
 
-class Meter:
-    """Seconds of a call, and bytes at its peak above what was there before.
-
-    Args:
-        device: `cpu`, where the resident memory is read from Linux, or `cuda`.
-    """
-
-    def __init__(self, device: str) -> None:
-        self.cuda = device == "cuda"
-        self.libc = None if self.cuda else ctypes.CDLL("libc.so.6")
-
-    def __call__(self, call: Callable[[], None]) -> Cost:
-        """Run `call` once."""
-        gc.collect()
-        before = self._reset()
-        start = time.perf_counter()
-        call()
-        if self.cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - start, self._peak() - before
-
-    def _reset(self) -> int:
-        if self.cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            return torch.cuda.memory_allocated()
-        self.libc.malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        return _status("VmRSS")
-
-    def _peak(self) -> int:
-        return torch.cuda.max_memory_allocated() if self.cuda else _status("VmHWM")
-
-
-def _status(key: str) -> int:
-    """A size in bytes that Linux keeps of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
-
-
-def take_turns(arena: Arena, losses: dict[object, Callable[[], Tensor]], repeats: int, meter: Meter) -> dict:
-    """Median (seconds, bytes) of each contestant's forward and backward, which slow first steps do not move.
-
-    A baseline that cannot run, as a library is missing, gets the reason in place of its cost.
-    """
-    costs: dict[object, list[Cost]] = {name: [] for name in losses}
-    reasons = {}
-    for turn in range(repeats):
-        for name, loss in losses.items():
-            arena.policy.zero_grad()
-            try:
-                cost = meter(lambda loss=loss: loss().backward())
-            except (ImportError, NotImplementedError, RuntimeError) as error:
-                if turn or name not in BASELINES:
-                    raise
-                reasons[name] = str(error).splitlines()[0]
-                continue
-            costs[name].append(cost)
-        losses = {name: loss for name, loss in losses.items() if name not in reasons}
-    return reasons | {name: _medians(pairs) for name, pairs in costs.items() if pairs}
-
-
-def _medians(costs: list[Cost]) -> Cost:
-    seconds, size = zip(*costs, strict=True)
-    return statistics.median(seconds), int(statistics.median(size))
-
-
-def run_case(case: Case, device: str, repeats: int) -> list[dict]:
-    """Rows of the CSV: one for each of our losses and each baseline."""
+def run_case(case: Case, device: str, repeats: int, meter: Meter) -> dict[object, Cost | str]:
+    """Costs of a case's baselines and of our losses."""
     arena = Arena(case.shape, device)
     losses = {name: _lazy(getattr(arena, name)) for name in case.baselines}
     losses |= {ours: arena.ours(ours) for ours in case.ours}
-    costs = take_turns(arena, losses, repeats, Meter(device))
-    return [
-        _row(case.shape, ours, baseline, device, costs[ours], costs[baseline])
-        for ours in case.ours
-        for baseline in case.baselines
-    ]
+    return take_turns(losses, meter, repeats, arena.policy.zero_grad, may_lack=case.baselines)
 
 
 def _lazy(build: Callable[[], Callable[[], Tensor]]) -> Callable[[], Tensor]:
@@ -163,76 +65,22 @@ def _lazy(build: Callable[[], Callable[[], Tensor]]) -> Callable[[], Tensor]:
     return lambda: built()()
 
 
-def _row(
-    shape: Shape, ours: Ours, baseline: str, device: str, cost: Cost | None, other: Cost | str | None = None
-) -> dict:
-    measured = cost is not None and isinstance(other, tuple)
-    sparsepo = ours.objective == "sparsepo"
-    return {
-        "device": device if shape.size == SMALL else f"{device} {shape.size.name}",
-        "baseline": baseline,
-        "objective": ours.objective,
-        "mask": ours.mask if sparsepo else "",
-        "shared": ours.shared if sparsepo else "",
-        "sparsity": ours.sparsity,
-        **{key: getattr(shape, key) for key in SHAPE_COLUMNS},
-        "time_ratio": round(cost[0] / other[0], 4) if measured else report.UNMEASURED,
-        "memory_ratio": round(cost[1] / other[1], 4) if measured else report.UNMEASURED,
-        "seconds": round(cost[0], 5) if cost else report.UNMEASURED,
-        "bytes": cost[1] if cost else report.UNMEASURED,
-        "versions": versions(device) + (f"; {baseline}: {other}" if isinstance(other, str) else "") if cost else "",
-    }
-
-
-def unmeasured_rows(device: str) -> list[dict]:
-    """The rows of another device's grid."""
-    return [
-        _row(case.shape, ours, baseline, device, None)
-        for case in GRID[device]
-        for ours in case.ours
-        for baseline in case.baselines
-    ]
-
-
-def growth(device: str, repeats: int) -> list[dict]:
-    """How the cost grows along each axis, ours and OpenRLHF's, which knows no sparsity."""
-    rows = []
-    for axis, points in GROWTH.items():
-        for value, shape, ours in points:
-            arena = Arena(shape, device)
-            losses = {"sparsepo": arena.ours(ours)}
-            if axis != "sparsity":
-                losses["openrlhf_dpo"] = arena.openrlhf_dpo()
-            for name, (seconds, size) in take_turns(arena, losses, repeats, Meter(device)).items():
-                cells = (axis, value, name, round(seconds, 5), size, versions(device))
-                rows.append(dict(zip(GROWTH_COLUMNS, cells, strict=True)))
-    return rows
-
-
-def parts(device: str, repeats: int) -> list[dict]:
-    """What a dense step is made of, and its vocabulary part written in other ways, on the second shape."""
-    arena = Arena(SECOND, device)
-    rows = []
-    for measurement, costs in {"profile": profile(arena, repeats), **vocabulary_part(arena, repeats)}.items():
-        whole = sum(seconds for seconds, _ in costs.values()) if measurement == "profile" else costs["dense"][0]
-        for part, (seconds, size) in costs.items():
-            cells = (measurement, part, round(seconds, 5), round(seconds / whole, 4), size, versions(device))
-            rows.append(dict(zip(PARTS_COLUMNS, cells, strict=True)))
-    return rows
-
-
-def profile(arena: Arena, repeats: int) -> dict[str, tuple[float, str]]:
-    """Seconds of each part of a dense step, by torch.profiler; bytes are not measured."""
+def profile(repeats: int, meter: Meter) -> dict[str, Cost]:
+    """Seconds of each part of a dense step on the second shape, by torch.profiler; faults and bytes are the step's."""
+    arena = Arena(SECOND, "cpu")
     loss = arena.ours(Ours(), spans=True)
+
+    def step() -> None:
+        arena.policy.zero_grad()
+        with record_function("step"):
+            value = loss()
+            with record_function("backward"):
+                value.backward()
+
     for _ in range(2):
-        loss().backward()
+        step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        for _ in range(repeats):
-            arena.policy.zero_grad()
-            with record_function("step"):
-                value = loss()
-                with record_function("backward"):
-                    value.backward()
+        whole = middle([meter(step) for _ in range(repeats)])
     total = {event.key: event.cpu_time_total * 1e-6 / repeats for event in profiler.key_averages()}
     forward, backward = total["_TokenStatistics"], total["_TokenStatisticsBackward"]
     found = {
@@ -244,16 +92,17 @@ def profile(arena: Arena, repeats: int) -> dict[str, tuple[float, str]]:
         "policy and masks, backward": total["backward"] - backward,
     }
     found["everything else"] = total["step"] - sum(found.values())
-    return {part: (seconds, "") for part, seconds in found.items()}
+    return {part: replace(whole, seconds=seconds) for part, seconds in found.items()}
 
 
-def vocabulary_part(arena: Arena, repeats: int) -> dict[str, dict[str, Cost]]:
-    """The vocabulary part alone, forward and backward: all response rows, a fifth of them, and other ways to do it."""
-    rows = 2 * arena.shape.pairs * arena.shape.response
+def vocabulary_part(repeats: int, meter: Meter) -> dict[str, Cost]:
+    """The second shape's vocabulary alone, forward and backward: all rows, a fifth of them, and other ways."""
+    arena = Arena(SECOND, "cpu")
+    rows = 2 * SECOND.pairs * SECOND.response
     weight, ref_weight = arena.policy.lm_head.weight, arena.reference.lm_head.weight
     hidden, ref_hidden = (torch.randn(rows, weight.shape[1]).to(weight) for _ in range(2))
     hidden.requires_grad_()
-    labels = arena.ids[:, -arena.shape.response :].flatten()
+    labels = arena.ids[:, -SECOND.response :].flatten()
 
     def loss(statistics: Callable[..., TokenStatistics], count: int = rows) -> Tensor:
         found = statistics(hidden[:count], weight, ref_hidden[:count], ref_weight, labels[:count])
@@ -266,9 +115,7 @@ def vocabulary_part(arena: Arena, repeats: int) -> dict[str, dict[str, Cost]]:
     }
     if shutil.which("g++"):  # else the plain code would run, and be measured, in its place
         losses["elementwise part compiled"] = lambda: loss(_compiled)
-    costs = take_turns(arena, losses, repeats, Meter(weight.device.type))
-    sparse = costs.pop("80% sparse")
-    return {"vocabulary": {"dense": costs["dense"], "80% sparse": sparse}, "tried": costs}
+    return take_turns(losses, meter, repeats, arena.policy.zero_grad)
 
 
 def _log_softmax_of_chunks(*args: Tensor) -> TokenStatistics:
@@ -291,53 +138,23 @@ def _compiled(*args: Tensor) -> TokenStatistics:
         return token_statistics(*args)
 
 
-@cache
-def versions(device: str) -> str:
-    """Hardware and versions."""
-    packages = ("torch", "transformers", "openrlhf", "trl", "liger-kernel")
-    found = [f"{name} {installed}" for name in packages if (installed := _version(name))]
-    if device == "cuda":
-        hardware = torch.cuda.get_device_name()
-    else:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-        model = models[0] if models else platform.machine()
-        hardware = f"{model}, {torch.get_num_threads()} threads"
-    return "; ".join([hardware, f"python {platform.python_version()}", *found])
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _write(path: Path, columns: list[str], rows: list[dict]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main(
     device: Annotated[str, typer.Option(help="cpu, or cuda for bf16 at Pythia-1.4B and 7B class shapes")] = "cpu",
-    repeats: Annotated[int, typer.Option(min=1, help="steps of each contestant that the medians are of")] = 7,
+    repeats: Annotated[int, typer.Option(min=1, help="steps of each contestant that a run's medians are of")] = 3,
     shapes: Annotated[int | None, typer.Option(help="measure only the first so many shapes, nothing else")] = None,
     results: Annotated[Path, typer.Option(help="folder of the CSV files")] = Path(__file__).parent / "results",
 ) -> None:
     """Measure the grid, and on CPU the growth and the parts too, and write them to CSV."""
     results.mkdir(parents=True, exist_ok=True)
-    start, rows = time.perf_counter(), []
-    for case in GRID[device][:shapes]:
-        rows += run_case(case, device, repeats)
-        typer.echo(f"{time.perf_counter() - start:6.0f} s  {case.shape}")
-    _write(results / f"step_cost_{device}.csv", COLUMNS, rows + (unmeasured_rows("cuda") if device == "cpu" else []))
+    plan = (device, shapes, repeats)
+    fresh = in_process({}, measure, *plan)
+    kept = KEPT if device == "cpu" else {}
+    try:
+        runs = [in_process(kept, measure, *plan, fresh) for _ in range(RUNS)]
+    except FreshMemory as error:
+        sys.exit(f"refused: {error}")
+    write(results, device, fresh, runs)
     if device == "cpu" and shapes is None:
-        _write(results / "growth_cpu.csv", GROWTH_COLUMNS, growth(device, min(repeats, 3)))
-        typer.echo(f"{time.perf_counter() - start:6.0f} s  growth")
-        _write(results / "parts_cpu.csv", PARTS_COLUMNS, parts(device, repeats))
-        typer.echo(f"{time.perf_counter() - start:6.0f} s  parts")
         typer.echo(report.bars_table(results))
 
 

@@ -1,10 +1,12 @@
 """The benchmark compares steps that compute the same thing: hosts' own losses against ours on its batches.
 
 float32; steps sum tokens and rows in different orders: 1e-5, relative.
+And it refuses to time a step that touches fresh memory.
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,10 +34,41 @@ for name, batch in {"padded": shape, "packed": replace(shape, packed=True), "lor
 print(json.dumps(found))
 """
 
+# The program itself, on a small shape where a baseline maps new memory at each step.
+MAPPING = """
+import mmap
+import typer
+from contestants import Arena
+from grid import GRID, Case
+from shapes import Shape, Size
+import step_cost
+
+GRID["cpu"] = [Case(Shape(2, 32, 32, 32_000, size=Size("tiny", 16, 32, 2, 2)))]
+build = Arena.openrlhf_dpo
+
+def mapping(arena):
+    loss = build(arena)
+    def step():
+        with mmap.mmap(-1, 1 << 26) as block:
+            block[::4096] = bytes(1 << 14)
+        return loss()
+    return step
+
+Arena.openrlhf_dpo = mapping
+if __name__ == "__main__":
+    typer.run(step_cost.main)
+"""
+
 
 @pytest.fixture(scope="module")
-def found(server):
-    done = server.run(sys.executable, "-c", SCRIPT, PYTHONPATH=str(Path(__file__).parents[2] / "benchmarks"))
+def python(server):
+    """Runs Python with the benchmark's modules on its path."""
+    return partial(server.run, sys.executable, PYTHONPATH=str(Path(__file__).parents[2] / "benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def found(python):
+    done = python("-c", SCRIPT)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -59,3 +92,15 @@ def test_with_lora_the_reference_is_the_policy(found):
         loss, norm = found[f"lora {key}"]
         assert loss == pytest.approx(0.6931472, abs=1e-6)
         assert norm > 0
+
+
+def test_a_run_with_fresh_memory_is_refused(python, tmp_path):
+    """Its children are new processes that import the script, so it is a file."""
+    script, results = tmp_path / "mapping.py", tmp_path / "results"
+    script.write_text(MAPPING)
+    done = python(str(script), "--shapes", "1", "--repeats", "1", "--results", str(results))
+    assert done.returncode == 1, done.stderr[-2000:]
+    refusal = [line for line in done.stderr.splitlines() if line.startswith("refused: ")]
+    assert len(refusal) == 1 and "openrlhf_dpo touched 16,3" in refusal[0]
+    assert "Traceback" not in done.stderr
+    assert list(results.iterdir()) == []

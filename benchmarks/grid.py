@@ -1,0 +1,46 @@
+"""What is measured: contestants on shapes."""
+
+from dataclasses import dataclass, replace
+
+from contestants import Ours
+from shapes import FIRST, PYTHIA, SECOND, SEVEN_B, SMALL, THIRD, Shape
+
+BASELINES = ("openrlhf_dpo", "trl_dpo", "trl_dpo_chunked", "plain")
+METHODS = ("dpo", "tdpo", "dpop", "simpo", "d2po", "sepo")
+SPARSE = Ours(sparsity=0.8)
+MASKS = (Ours(), Ours(shared=False), SPARSE, Ours(mask="activation"))
+ALL = (*MASKS, *(Ours(name) for name in METHODS))
+
+
+@dataclass(frozen=True)
+class Case:
+    """Contestants that take turns on one shape."""
+
+    shape: Shape
+    ours: tuple[Ours, ...] = (Ours(),)
+    baselines: tuple[str, ...] = ("openrlhf_dpo",)
+
+
+# On CPU only what fits into 20 minutes on two cores.
+GRID = {
+    "cpu": [
+        Case(FIRST, ALL, BASELINES),
+        Case(SECOND, MASKS, ("openrlhf_dpo", "trl_dpo_chunked", "plain")),
+        Case(THIRD, MASKS, ("openrlhf_dpo", "trl_dpo_chunked")),
+        Case(replace(FIRST, packed=True)),
+        Case(replace(FIRST, lora=True)),
+        Case(Shape(2, 128, 64, 151_936)),
+    ],
+    "cuda": [
+        *(Case(Shape(4, 512, 512, 50_304, packed, size=PYTHIA), ALL, BASELINES) for packed in (False, True)),
+        Case(Shape(2, 512, 512, 32_000, size=SEVEN_B), MASKS, BASELINES),
+        Case(Shape(2, 512, 512, 128_256, lora=True, size=SEVEN_B), MASKS, BASELINES),
+    ],
+}
+POINT = Shape(2, 64, 64, 32_000)
+GROWTH = {  # what the plot shows: every axis alone, from one point; OpenRLHF's step knows no sparsity
+    "response": {n: Case(replace(POINT, response=n)) for n in (32, 128, 256)},
+    "vocabulary": {v: Case(replace(POINT, vocab=v)) for v in (8_000, 32_000, 96_000)},
+    "layers": {n: Case(replace(POINT, size=replace(SMALL, layers=n))) for n in (2, 6, 12)},
+    "sparsity": {s: Case(replace(POINT, response=192), (replace(SPARSE, sparsity=s),), ()) for s in (0.0, 0.4, 0.8)},
+}
