@@ -70,7 +70,7 @@ def test_every_option_is_resolved():
 
 def test_flags_of_the_host_go_to_objectives_that_take_them():
     own_scale = LossConfig.from_section({}, "simpo", beta=0.7, label_smoothing=0.1)
-    assert own_scale.objective == {"beta": 2.0, "gamma": 1.0, "label_smoothing": 0.1}
+    assert own_scale.objective == {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.1}
 
 
 def test_every_key():
