@@ -59,7 +59,7 @@ demo: env ## the paper's sentiment experiment in miniature, to runs/demo (about 
 
 # TRL's chunked loss is Liger's, whose Triton the CPU does not need.
 .PHONY: bench
-bench: env ## measure the step's cost on the CPU, renew benchmarks/results and the tables (about 20 minutes)
+bench: env ## measure the step's cost on the CPU, renew benchmarks/results and the tables (about half an hour)
 	@$(PIP) --editable '.[bench]'
 	@$(PIP) --no-deps liger-kernel
 	$(BIN)/python benchmarks/step_cost.py

@@ -21,7 +21,7 @@ class Case:
     baselines: tuple[str, ...] = ("openrlhf_dpo",)
 
 
-# On CPU only what fits into 20 minutes on two cores.
+# On CPU only what fits into half an hour on two cores.
 GRID = {
     "cpu": [
         Case(FIRST, ALL, BASELINES),

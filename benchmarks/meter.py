@@ -31,8 +31,8 @@ KEPT = {
 # A waiting thread sleeps: spinning is no work, but would count as user time.
 ALWAYS = {"OMP_WAIT_POLICY": "PASSIVE"}
 # New pages a step may touch, as a share of those it works on at its peak. With fresh memory it touches all of those,
-# so within this limit new memory costs less than a hundredth of what it costs there.
-LIMIT = 0.01
+# so within this limit new memory costs a fiftieth of what it costs there.
+LIMIT = 0.02
 
 
 class FreshMemory(Exception):
