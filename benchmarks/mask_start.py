@@ -1,7 +1,7 @@
 """How learned masks start and what becomes of them: accuracy, zeros and loss over steps, by `init`.
 
-A small GPT-2 learns the language of the pairs, and is reference and policy of every run. Runs differ in the start of the
-mask and in the seed; pairs, steps and learning rates are the same.
+A small GPT-2 learns the language of the pairs, and is reference and policy of every run. Runs differ in the start of
+the mask and in the seed; pairs, steps and learning rates are the same.
 """
 
 import csv
@@ -25,10 +25,10 @@ from sparsepo_plugin import LossConfig, MaskedPolicy, PreferenceStep, ResponseTo
 STARTS = {"positive": {}, "linear": {"init": "linear"}, "normal": {"init": "normal", "layer_norm": "affine"}}
 L1 = (0.0, 0.0002, 0.001)
 SEEDS = (0, 1, 2)
-STEPS, BATCH, EVERY, HELD_OUT = 150, 8, 10, 200
+STEPS, BATCH, EVERY, HELD_OUT = 100, 8, 20, 100
 BETA, POLICY_LR = 0.8, 2e-4
-LANGUAGE_STEPS, LANGUAGE_LR = 600, 2e-3
-VOCABULARY, MAX_TOKENS = 2000, 96
+LANGUAGE_STEPS, LANGUAGE_LR = 500, 3e-3
+VOCABULARY, MAX_TOKENS = 2000, 48
 COLUMNS = ["init", "l1", "seed", "step", "loss", "accuracy", "zeros", "mask_mean", "token_kl"]
 
 Pair = tuple[list[int], list[int], list[int]]
@@ -78,7 +78,8 @@ def encode(tokenizer: ByteLevelBPETokenizer, row: dict[str, str]) -> Pair:
 def train_reference(pairs: list[Pair]) -> GPT2LMHeadModel:
     """A language model of the pairs' responses, chosen and rejected alike."""
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=128, n_embd=128, n_layer=4, n_head=4))
+    ids = {"bos_token_id": 0, "eos_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=96, n_embd=96, n_layer=3, n_head=4, **ids))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LANGUAGE_LR)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LANGUAGE_LR, total_steps=LANGUAGE_STEPS)
     for batch in batches(pairs, LANGUAGE_STEPS, seed=0):

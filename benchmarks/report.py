@@ -150,7 +150,9 @@ def mask_start_table(rows: list[Row]) -> str:
         first, last = ([row for row in own if row["step"] == step] for step in ("0", own[-1]["step"]))
         zeros = f"{spread(first, 'zeros', 0)} → {spread(last, 'zeros', 0)}"
         kl = spread(last, "token_kl", 3)
-        cells.append([f"{float(l1):g}", f"`{init}`", spread(last, "accuracy", 2), zeros, spread(last, "mask_mean", 2), kl])
+        cells.append(
+            [f"{float(l1):g}", f"`{init}`", spread(last, "accuracy", 2), zeros, spread(last, "mask_mean", 2), kl]
+        )
     return table(["L1", "`init`", "accuracy", "zeros, %, first → last step", "mean weight", "token KL"], cells)
 
 

@@ -87,7 +87,7 @@ def activation_sites(layers: nn.ModuleList, kinds: tuple[str, ...] = SITES) -> l
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Turn off the dropout that a model's config brings; that of a LoRA adapter, which has a flag of its own, stays."""
+    """Turn off the dropout that a model's config brings; a LoRA adapter's, which has a flag of its own, stays."""
     # Some layers read their rate from the config at each call: they get a copy, as the model's own is saved with it.
     quiet = copy.deepcopy(model.config)
     _zero_rates(quiet)

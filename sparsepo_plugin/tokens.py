@@ -148,7 +148,7 @@ class ResponseTokens:
         return self.sum(values) / self.count().clamp(min=1).to(values.dtype)
 
     def extremes(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-sequence minimum and maximum, without gradient; ±inf for a sequence without tokens. [..., N] -> [..., S]."""
+        """Per-sequence minimum and maximum, without gradient; ±inf where there are no tokens. [..., N] -> [..., S]."""
         values, sequence = values.detach(), self.sequence.expand_as(values)
         low = values.new_full((*values.shape[:-1], self.num_sequences), torch.inf)
         high = (-low).scatter_reduce(-1, sequence, values, "amax")

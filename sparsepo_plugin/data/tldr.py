@@ -36,9 +36,9 @@ def tldr(
 
     - comparisons: {"info": {"id", "post", "title", "subreddit"}, "summaries": [{"text"}, {"text"}], "choice": 0 | 1,
       "split": "train" | "valid1" | "valid2"};
-    - axis: {"info": …, "summary": {"text", "axes": {"overall": 1 … 7}}, "split": "valid1" | "valid2" | "test"}. Per post
-      the summaries of highest and lowest overall score make the pair; a summary rated more than once has its mean
-      score, of equals the first is taken.
+    - axis: {"info": …, "summary": {"text", "axes": {"overall": 1 … 7}}, "split": "valid1" | "valid2" | "test"}. Per
+      post the summaries of highest and lowest overall score make the pair; a summary rated more than once has its
+      mean score, of equals the first is taken.
 
     Pairs whose responses differ by more than 100 words are left out, then both subsets are sampled alike; for that
     the pairs are held until the last row is read.

@@ -30,14 +30,14 @@ class LearnedMask(TokenMask):
         layers: Layers to read: `all`, `last`, or a list counted from 0 (negative from the end).
         depth: Feed-forward layers of each mask (paper Table 7): with 2 the release's H·W + c of width 200, without an
             activation, stands in place of H.
-        layer_norm: Normalise hidden states first: `affine` with a weight and bias that all layers share, as the release
-            does where more than the last layer is read; the paper's equation has `false`.
+        layer_norm: Normalise hidden states first: `affine` with a weight and bias that all layers share, as the
+            release does where more than the last layer is read; the paper's equation has `false`.
         activation: `relu`, or `binary`: 1 where positive, with a straight-through gradient (paper Table 9).
         dropout: On hidden states, in training.
         min: Floor ε of the mask.
         max: Cap of the mask.
-        init: `positive` (bias 0.5, small w, w_o = 1/L) starts without zeros; `normal`, weights N(0, 0.02²) and no bias,
-            is the release's and starts sparse; `linear` is nn.Linear's own. The last two may start dead.
+        init: `positive` (bias 0.5, small w, w_o = 1/L) starts without zeros; `normal`, weights N(0, 0.02²) and no
+            bias, is the release's and starts sparse; `linear` is nn.Linear's own. The last two may start dead.
 
     Raises:
         SparsePOError: a layer that the model does not have, or min not below max.

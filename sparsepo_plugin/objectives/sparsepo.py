@@ -21,9 +21,9 @@ class SparsePO(Objective):
     R = β·Σ_t (m_u(t)·r_t − m_d(t)·e_t), r_t = log π(y_t) − log π_ref(y_t), and
     loss = −log σ(R_chosen − R_rejected) + λ_u‖m_u‖₁ + λ_d‖m_d‖₁. m_u = 1, m_d = 0 is DPO; 1 and 1 is TDPO v1.
 
-    e_t = −KL(π_ref‖π) is negative, so version 1 pays the policy to raise the KL on chosen tokens, as TDPO v1 does. Version 2
-    has TDPO v2's rule: R = β·Σ_t (m_u·r_t − α·m_d·e_t), the chosen e_t without the policy's gradient; 1 and 1 is TDPO v2.
-    With `expectation: policy` e_t is positive, and it is the rejected e_t that has none.
+    e_t = −KL(π_ref‖π) is negative, so version 1 pays the policy to raise the KL on chosen tokens, as TDPO v1 does.
+    Version 2 has TDPO v2's rule: R = β·Σ_t (m_u·r_t − α·m_d·e_t), the chosen e_t without the policy's gradient; 1 and
+    1 is TDPO v2. With `expectation: policy` e_t is positive, and it is the rejected e_t that has none.
 
     Args:
         beta: β.

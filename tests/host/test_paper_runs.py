@@ -1,7 +1,7 @@
-"""The paper's experiments through the real host: ten steps of a recipe of each, on tiny models of the right architecture.
+"""The paper's experiments through the real host: ten steps of a recipe of each, on tiny models of its architecture.
 
-The data is converted from the raw form of each dataset by the command that the recipe's header names; everything but the
-places, the batches and the model's size is the recipe's own.
+The data is converted from the raw form of each dataset by the command that the recipe's header names; everything but
+the places, the batches, the model's size and its dtype is the recipe's own.
 """
 
 import json
@@ -44,18 +44,22 @@ def raw_rows(experiment: str) -> list[dict]:
     for n in range(2 * STEPS * BATCH):
         prompt, better, worse = text(n, 5), text(n + 1, 4 + n % 5), text(n + 2, 3 + n % 7)
         if experiment == "imdb":
-            rows += [{"prompt": prompt + f" w{n}", "text": f" {side}", "reward": r} for side, r in ((better, 0.9), (worse, 0.1))]
+            scored = ((better, 0.9), (worse, 0.1))
+            rows += [{"prompt": f"{prompt} w{n}", "text": f" {side}", "reward": reward} for side, reward in scored]
         elif experiment == "hh":
             turns = f"\n\nHuman: {prompt}\n\nAssistant:"
             rows.append({"chosen": f"{turns} {better}", "rejected": f"{turns} {worse}"})
         elif experiment == "tldr":
             info = {"id": str(n), "post": prompt, "title": f"w{n}", "subreddit": "w1"}
-            rows.append({"info": info, "summaries": [{"text": better}, {"text": worse}], "choice": 0, "split": "train"})
+            rows.append(
+                {"info": info, "summaries": [{"text": better}, {"text": worse}], "choice": 0, "split": "train"}
+            )
             for score, side in ((6, better), (2, worse)):
                 rated = {"text": side, "axes": {"overall": score}}
                 rows.append({"info": {**info, "title": f"v{n}"}, "summary": rated, "split": "valid1"})
         elif experiment == "mbpp":
-            rows += [{"prompt": f"{prompt} w{n}", "completion": f" {side}", "passed": ok} for side, ok in ((better, True), (worse, False))]
+            programs = ((better, True), (f"{better} w0", True), (worse, False))
+            rows += [{"prompt": f"{prompt} w{n}", "completion": f" {side}", "passed": ok} for side, ok in programs]
         else:
             user = {"role": "user", "content": prompt}
             sides = [[user, {"role": "assistant", "content": side}] for side in (better, worse)]
@@ -145,7 +149,9 @@ def dropping(tmp_path_factory, tiny):
     tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3
+    )
     assert config.resid_pdrop == config.embd_pdrop == config.attn_pdrop == 0.1
     GPT2LMHeadModel(config).save_pretrained(folder)
     write_pairs(folder / "pairs.jsonl", 16, seed=0)

@@ -1,7 +1,7 @@
-"""The dense mask on a small model that was trained: the shape that the paper reports, "centred on 0.5" (§C.5, Figure 17).
+"""The dense mask on a small model that was trained: a distribution around 0.5, as the paper reports it (§C.5).
 
-Real activations, since sites of a random model hardly differ between tokens; a small GPT-2 learns a language of 64 words
-in which each word says which six may follow.
+Real activations, since sites of a random model hardly differ between tokens; a small GPT-2 learns a language of 64
+words in which each word says which six may follow.
 """
 
 import pytest
@@ -43,7 +43,9 @@ def read():
     ones = torch.ones_like(ids)
     tokens = ResponseTokens.from_padded(ids, ones, [PROMPT] * len(ids))
     request = FeatureRequest(frozenset({"activations"}), ActivationMask().sites)
-    return collect_features(Runner(model.eval(), lambda: model(input_ids=ids, attention_mask=ones)), tokens, request), tokens
+    return collect_features(
+        Runner(model.eval(), lambda: model(input_ids=ids, attention_mask=ones)), tokens, request
+    ), tokens
 
 
 def test_centred_on_one_half(read):

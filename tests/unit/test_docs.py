@@ -161,7 +161,7 @@ def test_references_name_every_work_that_is_cited():
         ROOT / "README.md",
     ]
     cited = {name for path in sources for name in re.findall(r"(\w+) et al", path.read_text())}
-    cited |= {name for path in sources for name in re.findall(r"\(([A-Z]\w+) \d{4}\)", path.read_text())}
+    cited |= {name for path in sources for name in re.findall(r"\(([A-Z]\w+) \d{4}[,)]", path.read_text())}
     assert {"Rafailov", "Christopoulou", "Mitchell"} <= cited
     assert [name for name in sorted(cited) if name not in references] == []
     entries = references.split("\n- ")[1:]

@@ -165,7 +165,7 @@ def test_positive_start_is_alive_everywhere(layers, depth, layer_norm):
 
 
 def test_normal_start_is_that_of_the_release():
-    """Every weight N(0, 0.02²), every bias 0, the norm neutral: as transformers starts the linear layers of a model."""
+    """Every weight N(0, 0.02²), every bias 0, the norm neutral: as transformers starts linear layers."""
     mask = LearnedMask(1024, 64, init="normal", depth=2, layer_norm="affine")
     assert mask.inner.shape == (64, 1024, 200)
     for weight, within in ((mask.inner, 0.001), (mask.weight, 0.02), (mask.merge, 0.4)):

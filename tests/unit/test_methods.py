@@ -436,14 +436,14 @@ def test_losses_without_a_mask_build_none(loss):
 @pytest.mark.parametrize(
     ("loss", "section", "message"),
     [
-        ("dpo", {"beta": 1}, r"dpo\.beta is not a key of this section: allowed are chunk_size$"),
-        ("tdpo", {"mask": "learned"}, r"tdpo\.mask is not a key .* chunk_size, version, alpha$"),
+        ("dpo", {"beta": 1}, r"dpo\.beta is not a key of this section: allowed are chunk_size, disable_dropout$"),
+        ("tdpo", {"mask": "learned"}, r"tdpo\.mask is not a key .* chunk_size, disable_dropout, version, alpha$"),
         ("tdpo", {"l1_reward": 0.1}, r"tdpo\.l1_reward is not a key"),
         ("tdpo", {"version": 3}, r"tdpo\.version: input should be 1 or 2, not 3"),
         ("tdpo", {"version": "1"}, r"tdpo\.version: input should be 1 or 2, not '1'"),
         ("tdpo", {"alpha": "much"}, r"tdpo\.alpha: .*number, not 'much'"),
         ("tdpo", {"alpha": -1}, r"tdpo\.alpha: .*greater than or equal to 0"),
-        ("dpop", {"lambda_": 3}, r"dpop\.lambda_ is not a key .* chunk_size, lambda$"),
+        ("dpop", {"lambda_": 3}, r"dpop\.lambda_ is not a key .* chunk_size, disable_dropout, lambda$"),
         ("dpop", {"lambda": -3}, r"dpop\.lambda: .*greater than or equal to 0"),
         ("dpop", {"lambda": True}, r"dpop\.lambda: .*number, not True"),
         ("simpo", {"beta": 0}, r"simpo\.beta: .*greater than 0"),

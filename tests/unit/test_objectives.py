@@ -167,7 +167,9 @@ def test_version_2_with_masks_of_1_is_tdpo_v2():
     results = []
     for objective in (ours, theirs):
         inputs = [x.clone().requires_grad_() for x in (stats.policy_logps, stats.expected_log_ratio)]
-        loss = objective(TokenStatistics(inputs[0], stats.reference_logps, inputs[1]), MaskPair(ones, ones), tokens).loss
+        loss = objective(
+            TokenStatistics(inputs[0], stats.reference_logps, inputs[1]), MaskPair(ones, ones), tokens
+        ).loss
         results.append((loss, *torch.autograd.grad(loss, inputs)))
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want)
