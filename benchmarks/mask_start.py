@@ -25,8 +25,8 @@ from sparsepo_plugin import LossConfig, MaskedPolicy, PreferenceStep, ResponseTo
 STARTS = {"positive": {}, "linear": {"init": "linear"}, "normal": {"init": "normal", "layer_norm": "affine"}}
 L1 = (0.0, 0.0002, 0.001)
 SEEDS = (0, 1, 2)
-STEPS, BATCH, EVERY, HELD_OUT = 100, 8, 20, 100
-BETA, POLICY_LR = 0.8, 2e-4
+STEPS, BATCH, EVERY, HELD_OUT = 100, 16, 10, 200
+BETA, POLICY_LR = 0.1, 2e-4
 LANGUAGE_STEPS, LANGUAGE_LR = 500, 3e-3
 VOCABULARY, MAX_TOKENS = 2000, 48
 COLUMNS = ["init", "l1", "seed", "step", "loss", "accuracy", "zeros", "mask_mean", "token_kl"]
