@@ -1,7 +1,8 @@
-"""Tables and plot from the CSV files of `step_cost.py`; no number in them is written by hand."""
+"""Tables and plots from the CSV files of `step_cost.py` and `mask_start.py`; no number in them is written by hand."""
 
 import csv
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import typer
@@ -141,6 +142,27 @@ def hidden_rows_table() -> str:
     return table(["model", "L", "d", "N, response tokens of a micro-batch", "rows"], cells)
 
 
+def mask_start_table(rows: list[Row]) -> str:
+    """What became of each start of the masks: means over seeds, with the least and the most."""
+    cells = []
+    for l1, init in dict.fromkeys((row["l1"], row["init"]) for row in rows):
+        own = [row for row in rows if (row["l1"], row["init"]) == (l1, init)]
+        first, last = ([row for row in own if row["step"] == step] for step in ("0", own[-1]["step"]))
+        zeros = f"{spread(first, 'zeros', 0)} → {spread(last, 'zeros', 0)}"
+        kl = spread(last, "token_kl", 3)
+        cells.append(
+            [f"{float(l1):g}", f"`{init}`", spread(last, "accuracy", 2), zeros, spread(last, "mask_mean", 2), kl]
+        )
+    return table(["L1", "`init`", "accuracy", "zeros, %, first → last step", "mean weight", "token KL"], cells)
+
+
+def spread(rows: list[Row], column: str, digits: int) -> str:
+    """Mean with the least and the most."""
+    values = [float(row[column]) for row in rows]
+    mean, least, most = (f"{value:.{digits}f}" for value in (fmean(values), min(values), max(values)))
+    return f"{mean} ({least}–{most})"
+
+
 def to_openrlhf(rows: list[Row]) -> dict[tuple[str, str], Row]:
     """Rows on the CPU against OpenRLHF's DPO, by shape and loss."""
     found = [row for row in rows if row["baseline"] == "openrlhf_dpo" and row["device"] == "cpu"]
@@ -188,6 +210,27 @@ def plot(rows: list[Row], path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
+def plot_mask_start(rows: list[Row], path: Path) -> None:
+    """Accuracy, zeros and loss over steps by start of the masks: means over seeds, with the least and the most."""
+    from matplotlib.figure import Figure
+
+    weights, columns = list(dict.fromkeys(row["l1"] for row in rows)), ("accuracy", "zeros", "loss")
+    figure = Figure(figsize=(10, 2.4 * len(weights)), layout="constrained")
+    for l1, line in zip(weights, figure.subplots(len(weights), len(columns), squeeze=False), strict=True):
+        for column, axes in zip(columns, line, strict=True):
+            for init in dict.fromkeys(row["init"] for row in rows):
+                curves: dict[int, list[float]] = {}
+                for row in rows:
+                    if (row["l1"], row["init"]) == (l1, init):
+                        curves.setdefault(int(row["step"]), []).append(float(row[column]))
+                (drawn,) = axes.plot(curves.keys(), [fmean(values) for values in curves.values()], label=init)
+                bounds = ([bound(values) for values in curves.values()] for bound in (min, max))
+                axes.fill_between(curves.keys(), *bounds, alpha=0.2, color=drawn.get_color())
+            axes.set(xlabel="step", title=f"{column}{', %' if column == 'zeros' else ''}, L1 {float(l1):g}")
+    figure.axes[0].legend()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
 def fill(path: Path, name: str, text: str) -> None:
     """Put `text` between a file's `<!-- name -->` and `<!-- /name -->`."""
     opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -205,6 +248,7 @@ def sections(results: Path) -> list[tuple[Path, str, str]]:
         (ROOT / "README.md", "cost", short_table(cost)),
         (page, "cost", f"{cost_table(cost)}\n\nMeasured on {hardware(cost)}"),
         (page, "bars", bars_table(results)),
+        (ROOT / "docs" / "methods.md", "mask start", mask_start_table(read(results / "mask_start.csv"))),
         (performance, "floor", floor_table(cost)),
         (performance, "allocation", allocation_table(parts)),
         (performance, "hidden rows", hidden_rows_table()),
@@ -215,10 +259,11 @@ def sections(results: Path) -> list[tuple[Path, str, str]]:
 
 
 def main(results: Annotated[Path, typer.Option(help="folder of the CSV files")] = RESULTS) -> None:
-    """Renew the tables of README.md, benchmarks/README.md and docs/performance.md, and the plot."""
+    """Renew the tables of README.md, benchmarks/README.md and docs, and the plots."""
     for path, name, text in sections(results):
         fill(path, name, text)
     plot(read(results / "growth_cpu.csv"), ROOT / "docs/images/step_cost.png")
+    plot_mask_start(read(results / "mask_start.csv"), ROOT / "docs/images/mask_start.png")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ class StepKeys(BaseModel):
     chunk_size: PositiveInt | None = Field(
         None, description="rows per vocabulary projection; by default from the vocabulary and free memory"
     )
+    disable_dropout: bool = Field(
+        True, description="train without the dropout of the policy's config, as TRL does; that of a LoRA adapter stays"
+    )
 
 
 class MaskedKeys(StepKeys):

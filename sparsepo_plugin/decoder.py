@@ -1,5 +1,6 @@
 """Any Hugging Face decoder, without naming architectures: its layers, their sites, its vocabulary head."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -85,6 +86,21 @@ def activation_sites(layers: nn.ModuleList, kinds: tuple[str, ...] = SITES) -> l
     return sites
 
 
+def disable_dropout(model: nn.Module) -> None:
+    """Turn off the dropout that a model's config brings; a LoRA adapter's, which has a flag of its own, stays."""
+    # Some layers read their rate from the config at each call: they get a copy, as the model's own is saved with it.
+    quiet = copy.deepcopy(model.config)
+    _zero_rates(quiet)
+    for name, module in model.named_modules():
+        if "lora_dropout" in name:
+            continue
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        _zero_rates(module)
+        if vars(module).get("config") is model.config and not hasattr(module, "save_pretrained"):
+            module.config = quiet
+
+
 def vocabulary_head(model: nn.Module) -> nn.Linear:
     """The output embedding of a Hugging Face causal language model, or of a PEFT model around one.
 
@@ -123,6 +139,12 @@ def replaced_forward(head: nn.Linear, forward: Callable[[Tensor], Any]) -> Itera
             del head.forward
         else:
             head.forward = own
+
+
+def _zero_rates(owner: Any) -> None:
+    for key, value in list(vars(owner).items()):
+        if "drop" in key and isinstance(value, float):
+            setattr(owner, key, 0.0)
 
 
 def _is_attention(name: str, module: nn.Module) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import LossConfig
-from .decoder import replaced_forward, vocabulary_head
+from .decoder import disable_dropout, replaced_forward, vocabulary_head
 from .divergence import token_statistics
 from .errors import SparsePOError
 from .masks import Masks, build_masks, refuse_idle_keys
@@ -69,6 +69,8 @@ class MaskedPolicy(nn.Module):
         if masks is None:
             masks = build_masks(config, read.hidden_size, read.num_hidden_layers, seed)
             refuse_idle_keys(config, masks)
+        if config.disable_dropout:
+            disable_dropout(policy)
         self.policy = policy
         self.masks = masks
         self.request = masks.request if masks else FeatureRequest()

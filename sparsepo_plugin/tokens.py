@@ -148,10 +148,11 @@ class ResponseTokens:
         return self.sum(values) / self.count().clamp(min=1).to(values.dtype)
 
     def extremes(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-sequence minimum and maximum, without gradient; ±inf for a sequence without tokens. [N] -> [S], [S]."""
-        low = values.new_full((self.num_sequences,), torch.inf)
-        low = low.scatter_reduce(0, self.sequence, values.detach(), "amin")
-        high = (-low).fill_(-torch.inf).scatter_reduce(0, self.sequence, values.detach(), "amax")
+        """Per-sequence minimum and maximum, without gradient; ±inf where there are no tokens. [..., N] -> [..., S]."""
+        values, sequence = values.detach(), self.sequence.expand_as(values)
+        low = values.new_full((*values.shape[:-1], self.num_sequences), torch.inf)
+        high = (-low).scatter_reduce(-1, sequence, values, "amax")
+        low = low.scatter_reduce(-1, sequence, values, "amin")
         if self.group is not None:
             dist.all_reduce(low, op=dist.ReduceOp.MIN, group=self.group)
             dist.all_reduce(high, op=dist.ReduceOp.MAX, group=self.group)

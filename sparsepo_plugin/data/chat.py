@@ -29,9 +29,7 @@ def chat(
     Raises:
         SparsePOError: the tokenizer cannot be loaded or has no template, or a row has no such form.
     """
-    from jinja2 import TemplateError
-
-    render = _renderer(tokenizer, chat_template)
+    render = renderer(tokenizer, chat_template)
     for row in rows:
         (prompt, chosen), (other_prompt, rejected) = (_conversation(row, key) for key in ("chosen", "rejected"))
         if prompt != other_prompt:
@@ -39,13 +37,15 @@ def chat(
         elif {chosen["role"], rejected["role"]} != {"assistant"}:
             dropped["a conversation does not end with the assistant's answer"] += 1
         elif usable(Pair("", chosen["content"], rejected["content"]), dropped):
-            try:
-                yield from _render(render, prompt, chosen, rejected, dropped)
-            except TemplateError as error:
-                dropped[f"the chat template refuses the conversation: {error}"] += 1
+            yield from rendered(render, prompt, chosen, rejected, dropped)
 
 
-def _renderer(tokenizer: str, chat_template: Path | None) -> Render:
+def renderer(tokenizer: str, chat_template: Path | None) -> Render:
+    """What renders messages with a tokenizer's chat template.
+
+    Raises:
+        SparsePOError: the tokenizer cannot be loaded or has no template.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -75,11 +75,18 @@ def _messages(row: Row, key: str, role: str) -> Messages:
     return [{name: message.take(name, str) for name in ("role", "content")} for message in row.items(key, "message")]
 
 
-def _render(
+def rendered(
     render: Render, prompt: Messages, chosen: dict[str, str], rejected: dict[str, str], dropped: Counter[str]
 ) -> Iterator[Pair]:
-    text = render(prompt, tokenize=False, add_generation_prompt=True)
-    whole = [render([*prompt, answer], tokenize=False) for answer in (chosen, rejected)]
+    """The pair as the template's own text, unless that refuses it or does not begin with the prompt's text."""
+    from jinja2 import TemplateError
+
+    try:
+        text = render(prompt, tokenize=False, add_generation_prompt=True)
+        whole = [render([*prompt, answer], tokenize=False) for answer in (chosen, rejected)]
+    except TemplateError as error:
+        dropped[f"the chat template refuses the conversation: {error}"] += 1
+        return
     if all(side.startswith(text) for side in whole):
         yield Pair(text, *(side.removeprefix(text) for side in whole))
     else:

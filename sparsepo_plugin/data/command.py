@@ -16,6 +16,7 @@ from .base import Row
 from .files import read_rows, write_pairs
 
 Name = StrEnum("Name", {name: name for name in CONVERTERS})
+Split = StrEnum("Split", ["train", "test"])
 
 
 def data(
@@ -29,12 +30,23 @@ def data(
     output: Annotated[Path, typer.Option(help="JSON lines with prompt, chosen and rejected.")],
     seed: Annotated[int, typer.Option(help="Of the draws of tldr and mbpp; the others draw nothing.")] = 42,
     per_subset: Annotated[int | None, typer.Option(min=1, help="tldr: pairs from each subset.")] = None,
+    split: Annotated[Split | None, typer.Option(help="tldr: rows of the paper's training or test set alone.")] = None,
+    single_turn: Annotated[
+        bool, typer.Option("--single-turn", help="hh: dialogues with one human turn alone.")
+    ] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="mbpp: epochs of pairs, each drawn anew.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="chat: whose template to use.")] = None,
-    chat_template: Annotated[Path | None, typer.Option(help="chat: a Jinja file, if it has none.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="chat, hh: whose template to use.")] = None,
+    chat_template: Annotated[Path | None, typer.Option(help="chat, hh: a Jinja file, if it has none.")] = None,
 ) -> None:
     """Turn a dataset's raw form into pairs; --input may be given more than once."""
-    options = {"per_subset": per_subset, "epochs": epochs, "tokenizer": tokenizer, "chat_template": chat_template}
+    options = {
+        "per_subset": per_subset,
+        "split": split,
+        "single_turn": single_turn or None,
+        "epochs": epochs,
+        "tokenizer": tokenizer,
+        "chat_template": chat_template,
+    }
     with one_line_errors():
         convert(name, inputs, output, seed, {key: value for key, value in options.items() if value is not None})
 
@@ -72,8 +84,9 @@ def _check_options(name: str, options: dict[str, Any], parameters: Any) -> None:
         if key not in parameters:
             owners = [other for other, run in CONVERTERS.items() if key in inspect.signature(run).parameters]
             raise SparsePOError(f"--{key.replace('_', '-')} has no effect for {name}; it is for {', '.join(owners)}")
-    if "tokenizer" in parameters and "tokenizer" not in options:
-        raise SparsePOError(f"{name} needs --tokenizer, a folder or a hub name")
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in ("rows", "dropped", "seed", *options):
+            raise SparsePOError(f"{name} needs --{key.replace('_', '-')}, a folder or a hub name")
 
 
 def _counted(rows: Iterable[Row], read: Counter[str]) -> Iterator[Row]:

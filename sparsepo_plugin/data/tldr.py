@@ -5,6 +5,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
 from statistics import fmean
+from typing import Literal
+
+import typer
 
 from ..errors import SparsePOError
 from .base import Pair, Row, spaced, usable
@@ -12,14 +15,30 @@ from .base import Pair, Row, spaced, usable
 WORDS_APART = 100
 
 
-def tldr(rows: Iterable[Row], dropped: Counter[str], *, seed: int, per_subset: int | None = None) -> Iterator[Pair]:
+# The data's own splits that each part of the paper's is taken from: nobody rated summaries of training posts.
+_SPLITS = {
+    "train": {"summaries": ("train",), "summary": ("valid1", "valid2")},
+    "test": {"summaries": ("valid1", "valid2"), "summary": ("test",)},
+}
+
+
+def tldr(
+    rows: Iterable[Row],
+    dropped: Counter[str],
+    *,
+    seed: int,
+    per_subset: int | None = None,
+    split: Literal["train", "test"] | None = None,
+) -> Iterator[Pair]:
     """Pair summaries of both subsets, as many from each (paper §B.2).
 
     Raw rows, of both kinds in any order:
 
-    - comparisons: {"info": {"id", "post", "title", "subreddit"}, "summaries": [{"text"}, {"text"}], "choice": 0 | 1};
-    - axis: {"info": …, "summary": {"text", "axes": {"overall": 1 … 7}}}. Per post the summaries of highest and lowest
-      overall score make the pair; a summary rated more than once has its mean score, of equals the first is taken.
+    - comparisons: {"info": {"id", "post", "title", "subreddit"}, "summaries": [{"text"}, {"text"}], "choice": 0 | 1,
+      "split": "train" | "valid1" | "valid2"};
+    - axis: {"info": …, "summary": {"text", "axes": {"overall": 1 … 7}}, "split": "valid1" | "valid2" | "test"}. Per
+      post the summaries of highest and lowest overall score make the pair; a summary rated more than once has its
+      mean score, of equals the first is taken.
 
     Pairs whose responses differ by more than 100 words are left out, then both subsets are sampled alike; for that
     the pairs are held until the last row is read.
@@ -28,10 +47,12 @@ def tldr(rows: Iterable[Row], dropped: Counter[str], *, seed: int, per_subset: i
         rows: Raw rows.
         dropped: Counts what is left out, by reason.
         seed: Of the sample.
-        per_subset: Pairs from each subset; by default all of the smaller one.
+        per_subset: Pairs from each subset, or all that there are; by default all of the smaller one.
+        split: `train` takes the comparisons of training posts and the ratings of validation posts; `test` takes the
+            comparisons of validation posts and the ratings of test posts. By default all rows.
 
     Raises:
-        SparsePOError: a row has neither form, a subset is missing, or has fewer pairs than `per_subset`.
+        SparsePOError: a row has neither form, or a subset is missing.
     """
     close = partial(_close, dropped=dropped)
     comparisons: list[Pair] = []
@@ -39,6 +60,8 @@ def tldr(rows: Iterable[Row], dropped: Counter[str], *, seed: int, per_subset: i
     for row in rows:
         if (prompt := _prompt(row)) is None:
             dropped["a news article, not a TL;DR post"] += 1
+        elif split and not _belongs(row, split):
+            dropped[f"a row of another split than {split}"] += 1
         elif row.has("summaries"):
             comparisons += filter(close, [_compared(row, prompt)])
         elif row.has("summary.axes") and not row.has("summary.axes.overall"):
@@ -57,6 +80,11 @@ def _prompt(row: Row) -> str | None:
         return None
     subreddit, title, post = (row.take(f"info.{key}", str) for key in ("subreddit", "title", "post"))
     return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+
+
+def _belongs(row: Row, split: str) -> bool:
+    kind = "summaries" if row.has("summaries") else "summary"
+    return row.take("split", str) in _SPLITS[split][kind]
 
 
 def _compared(row: Row, prompt: str) -> Pair:
@@ -87,17 +115,18 @@ def _close(pair: Pair, dropped: Counter[str]) -> bool:
 def _sample(
     subsets: dict[str, list[Pair]], dropped: Counter[str], seed: int, per_subset: int | None
 ) -> Iterator[Pair]:
-    """The same number of pairs from each subset, in their order."""
+    """The same number of pairs from each subset, or all that there are, in their order."""
     available = {name: len(pairs) for name, pairs in subsets.items()}
     wanted = min(available.values()) if per_subset is None else per_subset
     for name, number in available.items():
-        if number < max(wanted, 1):
+        if not number:
             reasons = "; ".join(f"{count} dropped: {reason}" for reason, count in dropped.items())
-            raise SparsePOError(
-                f"tldr: {max(wanted, 1)} pairs of {name} rows are needed, there are {number}; {reasons}"
-            )
+            raise SparsePOError(f"tldr: there is no pair of {name} rows; {reasons or 'give both subsets as --input'}")
+        if number < wanted:
+            typer.echo(f"tldr: {number} pairs of {name} rows, {wanted - number} short of {wanted}", err=True)
     generator = random.Random(seed)
     for name, pairs in subsets.items():
-        dropped[f"more pairs of {name} rows than the sample takes"] += len(pairs) - wanted
-        for index in sorted(generator.sample(range(len(pairs)), wanted)):
+        taken = min(wanted, len(pairs))
+        dropped[f"more pairs of {name} rows than the sample takes"] += len(pairs) - taken
+        for index in sorted(generator.sample(range(len(pairs)), taken)):
             yield pairs[index]

@@ -49,6 +49,18 @@ def masks_over(model_config: Any, config: LossConfig, seed: int) -> Masks | None
     return masks
 
 
+def refuse_idle_dropout(model_config: Any, config: LossConfig) -> None:
+    """Refuse `disable_dropout: false` for a policy that has no dropout.
+
+    Raises:
+        SparsePOError: names the key.
+    """
+    rates = [value for key, value in model_config.get_text_config().to_dict().items() if "drop" in key]
+    if not config.disable_dropout and not any(isinstance(rate, float) and rate > 0 for rate in rates):
+        kind = model_config.model_type
+        raise SparsePOError(f"{config.section}.disable_dropout: false has no effect: {kind} has no dropout here")
+
+
 def first_line(error: BaseException) -> str:
     """Kind and first line of an error of a library."""
     lines = str(error).strip().splitlines()

@@ -19,12 +19,14 @@ Site = Literal["attention", "feed_forward", "residual"]
 class ActivationMask(TokenMask):
     """Mean activation of the reference, standardised over the response (paper §2.3, SparsePO[dense]).
 
-    ã_g^t = (ā_g^t − mean_t ā_g) / std_t ā_g at each site g, m = mean_g ã_g, then rescaled within the response.
+    ã_g^t = (ā_g^t − mean_t ā_g) / std_t ā_g at each site g, m = mean_g ã_g. The weights need a range, which the paper
+    does not give.
 
     Args:
         sites: Kinds of site, read in every layer.
-        rescale: `minmax` maps each response onto [min, 1]; `none` keeps the standardised mean, negative values too.
-        min: ε, where minmax starts.
+        rescale: Within each response, `site` maps every ã_g onto [min, 1] before the mean, as the authors' release
+            does; `minmax` maps the mean; `none` keeps the paper's mean, negative values too.
+        min: ε, where the range starts.
     """
 
     needs = frozenset({"activations"})
@@ -35,7 +37,7 @@ class ActivationMask(TokenMask):
         self,
         *,
         sites: Annotated[list[Site], Field(min_length=1)] = list(SITES),  # noqa: B006 (never changed)
-        rescale: Literal["minmax", "none"] = "minmax",
+        rescale: Literal["site", "minmax", "none"] = "site",
         min: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ) -> None:
         super().__init__()
@@ -45,14 +47,20 @@ class ActivationMask(TokenMask):
         self.signed = rescale == "none"
 
     def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> Tensor:
-        """Mask of each response token. float [N]; 1 throughout a response whose activations do not vary."""
-        mask = _standardise(features.activations, tokens).mean(0)
-        if self.rescale == "none":
-            return mask
-        low, high = (extreme[tokens.sequence] for extreme in tokens.extremes(mask))
-        # Sites vary by about 1; what is left where they cancel is rounding, which must not become 0 and 1.
+        """Mask of each response token. float [N]; what does not vary within a response is 1 throughout."""
+        # The release takes the mean of each kind first; here all kinds have one site a layer, so it is the same.
+        standardised = _standardise(features.activations, tokens)
+        if self.rescale == "site":
+            return self._rescale(standardised, tokens).mean(0)
+        mask = standardised.mean(0)
+        return self._rescale(mask, tokens) if self.rescale == "minmax" else mask
+
+    def _rescale(self, values: Tensor, tokens: ResponseTokens) -> Tensor:
+        """Each response onto [min, 1]. [..., N]."""
+        low, high = (extreme[..., tokens.sequence] for extreme in tokens.extremes(values))
+        # Values vary by about 1; what is left where sites cancel is rounding, which must not become 0 and 1.
         flat = high - low < 1e-4
-        scaled = self.min + (1 - self.min) * (mask - low) / (high - low).masked_fill(flat, 1)
+        scaled = self.min + (1 - self.min) * (values - low) / (high - low).masked_fill(flat, 1)
         return scaled.masked_fill(flat, 1.0)
 
 

@@ -13,7 +13,7 @@ from .base import TokenMask
 
 @MASKS.register("decay")
 class DecayMask(TokenMask):
-    """γ^t, t counted from 0 in each response (Shao et al. 2025).
+    """γ^t, t counted from 0 in each response; from 1, as in its authors' release, is one γ on β (Shao et al. 2025).
 
     Args:
         gamma: γ, by which each token counts less than the one before it.

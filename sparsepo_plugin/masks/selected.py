@@ -21,7 +21,7 @@ class SelectedMask(TokenMask):
 
     Args:
         oracle: Folder or hub name of the oracle model.
-        k: Share of each response's tokens, rounded up.
+        k: Share of each response's tokens, rounded down as in the authors' release, but one at least.
     """
 
     needs = frozenset({"logps", "oracle_logps"})
@@ -50,6 +50,6 @@ class SelectedMask(TokenMask):
         order = order[tokens.sequence[order].argsort(stable=True)]
         counts = tokens.count().long()
         rank = torch.arange(len(tokens), device=order.device) - (counts.cumsum(0) - counts)[tokens.sequence[order]]
-        # A hair less, so that 0.3 of 10 tokens is 3 and not 4.
-        keep = (counts.double() * self.k - 1e-6).ceil()
+        # A hair more, so that 0.3 of 10 tokens is 3 and not 2.
+        keep = (counts.double() * self.k + 1e-6).floor().clamp(min=1)
         return torch.zeros_like(score).scatter(0, order, (rank < keep[tokens.sequence[order]]).to(score.dtype))

@@ -93,7 +93,7 @@ class Objective(nn.Module):
 
 
 def preference_loss(rewards: Tensor, label_smoothing: float = 0.0, margin: float = 0.0) -> Tensor:
-    """Bradley-Terry loss of each pair (paper Eq. 6), with conservative DPO's label smoothing.
+    """Bradley-Terry loss of each pair (paper Eq. 6), with conservative DPO's label smoothing (Mitchell 2023, Eq. 3).
 
     Args:
         rewards: R of the S sequences, chosen first. [2P].

@@ -17,14 +17,14 @@ class SePO(Objective):
 
     Args:
         label_smoothing: Probability that a preference label is flipped.
-        gamma: γ, the scale of the length-normalised reward.
+        gamma: γ, the scale of the length-normalised reward; the authors' release has none.
     """
 
     needs_reference = False
     mask = "selected"
     from_host = ("label_smoothing",)
 
-    def __init__(self, label_smoothing: float = 0.0, gamma: PositiveFloat = 2.0) -> None:
+    def __init__(self, label_smoothing: float = 0.0, gamma: PositiveFloat = 1.0) -> None:
         super().__init__(label_smoothing)
         self.gamma = gamma
 

@@ -47,12 +47,15 @@ ARCHITECTURES = {
     | {"num_experts": 4, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 12},
 }
 
+# Cannot be packed without flash-attention.
+_FALCON = {"falcon": {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2}}
+
 
 def decoder(name: str = "llama", seed: int = 0, attention: str = "sdpa", **changes: object) -> PreTrainedModel:
     """A random model of the architecture, its weights large enough for logits that differ."""
     config = CONFIG_MAPPING[name](
         **{
-            **ARCHITECTURES.get(name, _LLAMA),
+            **(ARCHITECTURES | _FALCON).get(name, _LLAMA),
             "vocab_size": VOCABULARY,
             "initializer_range": 0.3,
             "use_cache": False,

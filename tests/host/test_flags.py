@@ -1,9 +1,15 @@
 """OpenRLHF's flags keep their meaning under `loss: sparsepo`: the same change as in the host's own DPO, or none."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import yaml
 from host_runs import DPO, difference, difference_of_weights
+from tiny import decoder
 from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
+
+from sparsepo_plugin.train import load_host
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +60,14 @@ def test_a_reference_of_its_own(train, tiny):
     """The losses start away from log 2 as soon as the reference is another model."""
     run = train(ref={"model_name_or_path": str(tiny / "other")})
     assert abs(run.losses[0] - train().losses[0]) > 1e-3
+
+
+def test_the_host_says_when_all_tokens_are_computed(config, tmp_path):
+    """`logger.logging_steps`, unless `metrics_every` does."""
+    file, host = tmp_path / "run.yaml", load_host()
+    file.write_text(yaml.safe_dump(config()))
+    for flags, every in (([], 7), (["--sparsepo.metrics_every", "3"], 3)):
+        args = host.parse_args(["--config", str(file), "--logger.logging_steps", "7", *flags])
+        loss = host.get_loss_class(args.loss, args.loss_plugins)(args)
+        loss.wrap(*(SimpleNamespace(model=decoder("llama")) for _ in range(2)))
+        assert loss.preference_step.metrics_every == every

@@ -6,7 +6,7 @@ OURS = {
     *(f"{name}_{side}" for name in ("sparsity_reward", "sparsity_kl", "mask_reward_mean", "mask_kl_mean")
       for side in ("chosen", "rejected")),
     *(f"{name}_{side}" for name in ("token_kl", "masked_kl") for side in ("chosen", "rejected")),
-    *("token_kl_margin", "masked_kl_margin", "l1_reward", "l1_kl"),
+    *("token_kl_margin", "masked_kl_margin", "l1_reward", "l1_kl", "effective_beta"),
 }  # fmt: skip
 HOST = {"loss", "acc", "chosen_reward", "reject_reward", "lr", "grad_norm", "loss_mean", "acc_mean"}
 

@@ -49,7 +49,7 @@ def test_round_trip(section, tmp_path):
     if section.get("mask") != "random":
         f = features()
         for got, want in zip(loaded(f, TOKENS), masks.eval()(f, TOKENS), strict=True):
-            assert torch.equal(got, want)
+            torch.testing.assert_close(got, want)  # a product's rounding depends on where its weights lie in memory
 
 
 def test_the_dtype_comes_back(tmp_path):
@@ -78,6 +78,8 @@ def test_the_description_says_everything(tmp_path):
                 "l1_kl": 0.0,
                 "l1_reduction": "sum",
                 "expectation": "reference",
+                "version": 1,
+                "alpha": 0.5,
             },
             "reward": {
                 "mask": "learned",
@@ -98,6 +100,7 @@ def test_the_description_says_everything(tmp_path):
             "metrics_every": None,
             "offload_features": False,
             "chunk_size": None,
+            "disable_dropout": True,
         },
         "loss_plugins": [],
         "base_model": "base",
@@ -116,7 +119,7 @@ def test_a_changed_default_does_not_change_an_old_mask(tmp_path, monkeypatch):
     defaults = dict(LearnedMask.__init__.__kwdefaults__)
     monkeypatch.setattr(LearnedMask.__init__, "__kwdefaults__", {**defaults, "layer_norm": False, "min": 0.5})
     loaded, _ = load_masks(tmp_path)
-    assert (loaded.reward.layer_norm, loaded.reward.min) == (True, 0.0)
+    assert (loaded.reward.normalises, loaded.reward.min) == (True, 0.0)
 
 
 def test_overwrites_an_older_one(tmp_path):

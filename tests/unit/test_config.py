@@ -51,6 +51,8 @@ def test_every_option_is_resolved():
         "l1_kl": 0.0,
         "l1_reduction": "sum",
         "expectation": "reference",
+        "version": 1,
+        "alpha": 0.5,
         "beta": 0.3,
         "label_smoothing": 0.1,
     }
@@ -70,7 +72,7 @@ def test_every_option_is_resolved():
 
 def test_flags_of_the_host_go_to_objectives_that_take_them():
     own_scale = LossConfig.from_section({}, "simpo", beta=0.7, label_smoothing=0.1)
-    assert own_scale.objective == {"beta": 2.0, "gamma": 1.0, "label_smoothing": 0.1}
+    assert own_scale.objective == {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.1}
 
 
 def test_every_key():
@@ -155,7 +157,7 @@ def test_what_is_read_of_models():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("wrong: 1", "sparsepo.wrong is not a key of this section: allowed are chunk_size, mask_lr,"),
+        ("wrong: 1", "sparsepo.wrong is not a key of this section: allowed are chunk_size, disable_dropout, mask_lr,"),
         ("wrong: 1", "layers, depth, layer_norm, activation, dropout, min, max, init"),
         ("options: {}", "sparsepo.options is not a key"),
         ("hidden_size: 8", "sparsepo.hidden_size is not a key"),
@@ -203,7 +205,7 @@ def test_what_is_read_of_models():
         ("dropout: 1", "sparsepo.dropout: .*less than 1, not 1"),
         ("min: -0.1", "sparsepo.min: .*greater than or equal to 0"),
         ("max: 0", "sparsepo.max: .*greater than 0"),
-        ("init: zero", "sparsepo.init: .*'positive' or 'linear'"),
+        ("init: zero", "sparsepo.init: .*'positive', 'linear' or 'normal'"),
         ("mask: uniform\nvalue: -1", "sparsepo.value: .*greater than or equal to 0"),
         ("mask: activation\nsites: []", "sparsepo.sites: .*at least 1"),
         ("mask: activation\nsites: [mlp]", "sparsepo.sites: .*'attention', 'feed_forward' or 'residual'"),

@@ -127,10 +127,66 @@ def test_tldr_sample_follows_the_seed(run):
 
 def test_tldr_takes_as_many_as_asked_or_says_what_there_is(run):
     assert [len(run("tldr", *TLDR, per_subset=number)[0]) for number in (1, 2)] == [2, 4]
-    _, report, code = run("tldr", *TLDR, per_subset=3)
-    assert code == 2 and "tldr: 3 pairs of axis rows are needed, there are 2; 2 dropped: a news article" in report
+    pairs, report, code = run("tldr", *TLDR, per_subset=3)
+    assert code == 0 and len(pairs) == 5 and report.startswith("tldr: 2 pairs of axis rows, 1 short of 3\n")
+    pairs, report, code = run("tldr", *TLDR, per_subset=9)
+    assert code == 0 and len(pairs) == 5
+    assert "tldr: 3 pairs of comparisons rows, 6 short of 9\ntldr: 2 pairs of axis rows, 7 short of 9" in report
     _, report, code = run("tldr", TLDR[0])
-    assert code == 2 and "1 pairs of axis rows are needed, there are 0" in report
+    assert code == 2 and "there is no pair of axis rows; 1 dropped: a news article" in report
+
+
+def test_tldr_splits_of_the_public_data(run, write):
+    """Comparisons have train, valid1 and valid2, ratings valid1, valid2 and test: each pair is in one set alone."""
+    compared, rated = rows_of("tldr_comparisons.json")[0], rows_of("tldr_axis.json")[:2]
+    rows = []
+    for split in ("train", "valid1", "valid2", "test"):
+        texts = [{"text": f" {split} one"}, {"text": f" {split} two"}]
+        rows += [{**compared, "split": split, "summaries": texts, "choice": 0}] if split != "test" else []
+        for row in rated if split != "train" else ():
+            info = {**row["info"], "title": split}
+            rows.append({**row, "split": split, "info": info})
+    file = write(rows)
+    train, report, _ = run("tldr", file, split="train", per_subset=5)
+    assert [pair[1] for pair in train[:1]] == [" train one"]
+    assert [pair[0].split("TITLE: ")[1].split()[0] for pair in train[1:]] == ["valid1", "valid2"]
+    assert "tldr: 1 pairs of comparisons rows, 4 short of 5" in report
+    assert "dropped 4: a row of another split than train" in report
+    test, *_ = run("tldr", file, split="test", per_subset=5)
+    assert [pair[1] for pair in test[:2]] == [" valid1 one", " valid2 one"]
+    assert [pair[0].split("TITLE: ")[1].split()[0] for pair in test[2:]] == ["test"]
+    del rows[0]["split"]
+    _, report, code = run("tldr", write(rows), split="train")
+    assert code == 2 and "line 1: split is missing, text is needed" in report
+
+
+def test_hh_single_turns(run, write):
+    rows = [
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"},
+        {
+            "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: d\n\nAssistant: e",
+            "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: d\n\nAssistant: f",
+        },
+    ]
+    app = typer.Typer()
+    app.command()(data)
+    source, output = write(rows), write([], "pairs.jsonl")
+    result = CliRunner().invoke(app, ["hh", "--input", str(source), "--output", str(output), "--single-turn"])
+    assert result.exit_code == 0 and "dropped 1: a dialogue has more than one human turn" in result.stderr
+    assert [json.loads(line)["chosen"] for line in output.read_text().splitlines()] == [" b"]
+    result = CliRunner().invoke(app, ["imdb", "--input", str(source), "--output", str(output), "--single-turn"])
+    assert result.exit_code == 2 and "--single-turn has no effect for imdb; it is for hh" in result.stderr
+
+
+def test_hh_through_a_chat_template(run, write, tokenizer, template):
+    """The turns are messages: whose they are is the template's to say."""
+    dialogue = "\n\nHuman: a\n\nmore\n\nAssistant: b\n\nHuman: d\n\nAssistant:"
+    source = write([{"chosen": f"{dialogue} e", "rejected": f"{dialogue} f"}])
+    pairs, *_ = run("hh", source, tokenizer=tokenizer, chat_template=template)
+    prompt = "<|user|>a\n\nmore</s><|assistant|>b</s><|user|>d</s><|assistant|>"
+    assert pairs == [(prompt, "e</s>", "f</s>")]
+    _, report, code = run("hh", source, chat_template=template)
+    assert (report, code) == ("sparsepo: error: --chat-template has no effect for hh without --tokenizer\n", 2)
 
 
 @pytest.mark.parametrize(("words", "kept"), [(101, True), (102, False)])
@@ -323,7 +379,7 @@ def test_a_failed_run_leaves_the_old_file(run, write, tmp_path):
     [
         ({"epochs": 3}, "--epochs has no effect for hh; it is for mbpp"),
         ({"per_subset": 3}, "--per-subset has no effect for hh; it is for tldr"),
-        ({"tokenizer": "x"}, "--tokenizer has no effect for hh; it is for chat"),
+        ({"split": "test"}, "--split has no effect for hh; it is for tldr"),
     ],
 )
 def test_option_without_effect(run, options, message):

@@ -106,11 +106,12 @@ def test_table_of_attributes_of_an_objective():
 
 def test_generated_tables_are_those_of_the_code(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
-    tables = importlib.import_module("tables")
-    for path, name, text in tables.sections():
-        written = path.read_text().split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
-        assert written == text, f"{path.name}, {name}: run docs/tables.py"
-    sys.modules.pop("tables")
+    for script in ("tables", "paper"):
+        for path, name, text in importlib.import_module(script).sections():
+            written = path.read_text().split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
+            assert written == text, f"{path.name}, {name}: run docs/{script}.py"
+    for script in ("tables", "paper"):
+        sys.modules.pop(script)
 
 
 OURS = [name for name in OBJECTIVES.names() if objective_class(name).__module__.startswith("sparsepo_plugin.")]
@@ -160,7 +161,7 @@ def test_references_name_every_work_that_is_cited():
         ROOT / "README.md",
     ]
     cited = {name for path in sources for name in re.findall(r"(\w+) et al", path.read_text())}
-    cited |= {name for path in sources for name in re.findall(r"\(([A-Z]\w+) \d{4}\)", path.read_text())}
+    cited |= {name for path in sources for name in re.findall(r"\(([A-Z]\w+) \d{4}[,)]", path.read_text())}
     assert {"Rafailov", "Christopoulou", "Mitchell"} <= cited
     assert [name for name in sorted(cited) if name not in references] == []
     entries = references.split("\n- ")[1:]

@@ -109,7 +109,7 @@ def sepo(chosen, rejected):
     for (logps, ref_logps, oracle, labels), best_first in ((chosen, True), (rejected, False)):
         score = [(oracle[t, y] - ref_logps[t, y]).item() for t, y in enumerate(labels)]
         ranked = sorted(range(len(labels)), key=score.__getitem__, reverse=best_first)
-        keep = ranked[: -(-2 * len(labels) // 5)]  # ⌈0.4·n⌉ in whole numbers
+        keep = ranked[: max(2 * len(labels) // 5, 1)]  # ⌊0.4·n⌋ in whole numbers, one at least
         means.append(sum(logps[t, labels[t]] for t in keep) / len(keep))
     return 1.5 * means[0] - 1.5 * means[1]
 
@@ -401,7 +401,7 @@ def test_selection_models_may_have_another_vocabulary_size():
         ("dpop", {}, {"beta": BETA, "lambda_": 50.0}),
         ("dpop", {"lambda": 3}, {"lambda_": 3.0}),
         ("dpop", {"lambda": "3e0"}, {"lambda_": 3.0}),
-        ("simpo", None, {"beta": 2.0, "gamma": 1.0, "label_smoothing": 0.1}),
+        ("simpo", None, {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.1}),
         ("simpo", {"beta": 2.5, "gamma": 0}, {"beta": 2.5, "gamma": 0.0}),
         ("d2po", {}, {"beta": BETA}),
         ("sepo", {**ORACLE, "gamma": 3, "k": 0.5}, {"gamma": 3.0, "label_smoothing": 0.1}),
@@ -436,14 +436,14 @@ def test_losses_without_a_mask_build_none(loss):
 @pytest.mark.parametrize(
     ("loss", "section", "message"),
     [
-        ("dpo", {"beta": 1}, r"dpo\.beta is not a key of this section: allowed are chunk_size$"),
-        ("tdpo", {"mask": "learned"}, r"tdpo\.mask is not a key .* chunk_size, version, alpha$"),
+        ("dpo", {"beta": 1}, r"dpo\.beta is not a key of this section: allowed are chunk_size, disable_dropout$"),
+        ("tdpo", {"mask": "learned"}, r"tdpo\.mask is not a key .* chunk_size, disable_dropout, version, alpha$"),
         ("tdpo", {"l1_reward": 0.1}, r"tdpo\.l1_reward is not a key"),
         ("tdpo", {"version": 3}, r"tdpo\.version: input should be 1 or 2, not 3"),
         ("tdpo", {"version": "1"}, r"tdpo\.version: input should be 1 or 2, not '1'"),
         ("tdpo", {"alpha": "much"}, r"tdpo\.alpha: .*number, not 'much'"),
         ("tdpo", {"alpha": -1}, r"tdpo\.alpha: .*greater than or equal to 0"),
-        ("dpop", {"lambda_": 3}, r"dpop\.lambda_ is not a key .* chunk_size, lambda$"),
+        ("dpop", {"lambda_": 3}, r"dpop\.lambda_ is not a key .* chunk_size, disable_dropout, lambda$"),
         ("dpop", {"lambda": -3}, r"dpop\.lambda: .*greater than or equal to 0"),
         ("dpop", {"lambda": True}, r"dpop\.lambda: .*number, not True"),
         ("simpo", {"beta": 0}, r"simpo\.beta: .*greater than 0"),
@@ -502,20 +502,20 @@ def select(k, rewards: list[list[float]]) -> list[list[int]]:
 
 
 def test_selected_by_hand():
-    """Highest of the chosen, lowest of the rejected; ⌈k·n⌉ of each, ragged."""
+    """Highest of the chosen, lowest of the rejected; ⌊k·n⌋ of each, one at least, ragged."""
     chosen = [[0.1, 0.9, -0.5, 0.4], [2.0, 1.0]]
     rejected = [[0.1, 0.9, -0.5, 0.4], [-1.0, 3.0, 0.0, -2.0, 5.0]]
-    assert select(0.5, chosen + rejected) == [[1, 3], [0], [0, 2], [0, 2, 3]]
-    assert select(0.25, chosen + rejected) == [[1], [0], [2], [0, 3]]
+    assert select(0.5, chosen + rejected) == [[1, 3], [0], [0, 2], [0, 3]]
+    assert select(0.25, chosen + rejected) == [[1], [0], [2], [3]]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 10, 20, 25, 50, 100, 999, 1000])
-@pytest.mark.parametrize("percent", [7, 10, 14, 20, 28, 30, 55, 70, 80, 99, 100])
+@pytest.mark.parametrize("percent", [7, 10, 14, 20, 29, 30, 55, 70, 80, 99, 100])
 def test_selected_counts(n, percent):
-    """⌈k·n⌉ in whole numbers: 0.3 of 10 is 3; 0.07 of 100 is 7, which floats make a little more; never none."""
+    """⌊k·n⌋ in whole numbers: 0.3 of 10 is 3; 0.29 of 100 is 29, which floats make a little less; never none."""
     g = torch.Generator().manual_seed(n)
     selected = select(percent / 100, torch.randn(2, n, generator=g).tolist())
-    assert [len(response) for response in selected] == [-(-percent * n // 100)] * 2
+    assert [len(response) for response in selected] == [max(percent * n // 100, 1)] * 2
 
 
 def test_selected_ties_go_to_the_earlier_token():

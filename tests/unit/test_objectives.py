@@ -37,7 +37,8 @@ def test_by_hand():
     assert out.rejected_rewards.tolist() == pytest.approx([1.0])
     assert out.loss.item() == pytest.approx(softplus(-1.0))
     assert out.loss.dim() == 0
-    assert out.metrics == {"l1_reward": 0.0, "l1_kl": 0.0}
+    # Mean m_u is 1.7/3, and beta 2.
+    assert out.metrics == {"l1_reward": 0.0, "l1_kl": 0.0, "effective_beta": pytest.approx(3.4 / 3)}
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,60 @@ def random_models(width=6):
     hidden, ref_hidden = (torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(2))
     weight, ref_weight = (torch.randn(VOCABULARY, width, generator=g, dtype=torch.float64) for _ in range(2))
     return hidden.requires_grad_(), weight.requires_grad_(), ref_hidden, ref_weight
+
+
+def test_version_2_by_hand():
+    """alpha 0.5: a = (0.5, -0.5 + 0.5 | 0.4 + 0.05), so R = 2·0.5 and 2·0.45."""
+    out = SparsePO(beta=2.0, version=2)(*by_hand())
+    assert out.chosen_rewards.tolist() == pytest.approx([1.0])
+    assert out.rejected_rewards.tolist() == pytest.approx([0.9])
+    assert out.advantage.tolist() == pytest.approx([0.5, 0.0, 0.45])
+
+
+@pytest.mark.parametrize(("expectation", "stopped"), [("reference", slice(0, 2)), ("policy", slice(2, 3))])
+def test_version_2_stops_the_policys_gradient_where_the_loss_pays_for_kl(expectation, stopped):
+    """By value and gradient against R_c = β·Σ(m_u·r − α·m_d·e), R_r likewise, one side's e held fixed; masks learn."""
+    (policy, reference, e), masks, tokens = by_hand()
+    e = e if expectation == "reference" else -e
+    inputs = [x.clone().requires_grad_() for x in (policy, e, *masks)]
+    stats = TokenStatistics(inputs[0], reference, inputs[1])
+    ours = SparsePO(beta=2.0, version=2, alpha=0.3, expectation=expectation)(stats, MaskPair(*inputs[2:]), tokens).loss
+
+    plain = [x.clone().requires_grad_() for x in (policy, e, *masks)]
+    held = torch.tensor([n in range(3)[stopped] for n in range(3)])
+    kl = torch.where(held, plain[1].detach(), plain[1])
+    a = plain[2] * (plain[0] - reference) - 0.3 * plain[3] * kl
+    expected = -torch.log(torch.sigmoid(2.0 * (a[0] + a[1]) - 2.0 * a[2]))
+    torch.testing.assert_close(ours, expected)
+    grads, wanted = (torch.autograd.grad(loss, x) for loss, x in ((ours, inputs), (expected, plain)))
+    for got, want in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(got, want)
+    assert not grads[1][stopped].any()
+    assert grads[1].any()
+    assert all(grad.any() for grad in grads[2:])
+
+
+def test_version_2_with_masks_of_1_is_tdpo_v2():
+    stats, _, tokens = by_hand()
+    ones = torch.ones(3)
+    ours = SparsePO(beta=0.7, version=2, alpha=0.3)
+    theirs = OBJECTIVES.get("tdpo")(beta=0.7, version=2, alpha=0.3)
+    results = []
+    for objective in (ours, theirs):
+        inputs = [x.clone().requires_grad_() for x in (stats.policy_logps, stats.expected_log_ratio)]
+        loss = objective(
+            TokenStatistics(inputs[0], stats.reference_logps, inputs[1]), MaskPair(ones, ones), tokens
+        ).loss
+        results.append((loss, *torch.autograd.grad(loss, inputs)))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_alpha_without_version_2_is_refused():
+    for given in ({"alpha": 0.3}, {"alpha": 0.3, "version": 1}):
+        with pytest.raises(SparsePOError, match="alpha has no effect without version: 2"):
+            SparsePO.refuse_idle(given)
+    SparsePO.refuse_idle({"alpha": 0.3, "version": 2})
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])

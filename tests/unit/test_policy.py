@@ -130,8 +130,45 @@ def test_shared_reference_equals_a_separate_one(name, dropout, checkpointing, la
 )
 def test_shared_reference_has_no_dropout_of_the_base_model_either(name, dropout):
     """GPT-2 has 0.1 by default; with the adapter off it would still be drawn."""
-    reference = decoder(name, **dropout)
-    assert_same(*(run(lora(decoder(name, **dropout)).train(), other) for other in (reference, None)))
+    reference, section = decoder(name, **dropout), {**SECTION, "disable_dropout": False}
+    assert_same(*(run(lora(decoder(name, **dropout)).train(), other, section=section) for other in (reference, None)))
+
+
+DROPOUT = {
+    "gpt2": {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3},
+    "gptj": {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3},
+    "gpt_bigcode": {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3},
+    "gpt_neox": {"attention_dropout": 0.3, "hidden_dropout": 0.3},
+    "llama": {"attention_dropout": 0.3},
+    "opt": {"dropout": 0.3, "attention_dropout": 0.3, "layerdrop": 0.3, "ffn_dim": 24, "word_embed_proj_dim": WIDTH},
+    "falcon": {"attention_dropout": 0.3, "hidden_dropout": 0.3},
+    "bloom": {"hidden_dropout": 0.3, "attention_dropout": 0.3, "n_layer": LAYERS, "n_head": 2},
+}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", DROPOUT)
+def test_a_policy_has_no_dropout_unless_asked(name, attention):
+    """Policy = reference in training mode: the KL is that of equal models, and with dropout it is not."""
+    if name in ("gptj", "bloom") and attention == "sdpa":
+        attention = "eager"  # transformers has no other for these
+    kl = {}
+    for disable in (True, False):
+        policy, reference = (decoder(name, attention=attention, **DROPOUT[name]) for _ in range(2))
+        config = copy.deepcopy(policy.config)
+        out, _ = run(policy.train(), reference, section={"mask": "uniform", "disable_dropout": disable})
+        assert policy.config.to_dict() == config.to_dict(), "it is saved with the model"
+        kl[disable] = out.metrics["token_kl_chosen"]
+    assert abs(kl[True]) < 1e-6
+    assert kl[False] > 1e-3
+
+
+def test_an_adapters_dropout_stays():
+    """It has a flag of its own."""
+    policy = lora(decoder("gpt2", **DROPOUT["gpt2"]), dropout=0.4)
+    make_step({}, policy, None)
+    rates = {("lora" in name, module.p) for name, module in policy.named_modules() if type(module) is torch.nn.Dropout}
+    assert rates == {(True, 0.4), (False, 0.0)}
 
 
 def test_shared_reference_needs_the_same_masks_input():

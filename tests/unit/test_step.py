@@ -40,7 +40,7 @@ def test_output():
     assert all(isinstance(value, float) for value in out.metrics.values())
     assert {
         *("sparsity_reward_chosen", "sparsity_kl_rejected", "mask_reward_mean_chosen", "token_kl_chosen"),
-        *("masked_kl_rejected", "token_kl_margin", "masked_kl_margin", "l1_reward", "l1_kl"),
+        *("masked_kl_rejected", "token_kl_margin", "masked_kl_margin", "l1_reward", "l1_kl", "effective_beta"),
     } <= out.metrics.keys()
 
 

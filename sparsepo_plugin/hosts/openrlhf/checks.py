@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from ...config import LossConfig, objective_class, taken_from_host
 from ...errors import SparsePOError
 from ...masks import learns
-from ..models import masks_over, read_configs
+from ..models import masks_over, read_configs, refuse_idle_dropout
 from .keys import naming_flags
 
 LEAST_COEF = 1e-8  # below, OpenRLHF leaves an extra loss out
@@ -80,6 +80,7 @@ def check_models(args: SimpleNamespace, config: LossConfig) -> None:
     for key, model in configs.items():
         if args.model.aux_loss_coef > LEAST_COEF and not hasattr(model, "output_router_logits"):
             raise SparsePOError(f"model.aux_loss_coef has no effect: {model.model_type} ({key}) has no expert router")
+    refuse_idle_dropout(configs["model.model_name_or_path"], config)
     read = configs.get("ref.model_name_or_path", configs["model.model_name_or_path"])
     masks = masks_over(read, config, args.train.seed)
     if args.optim == "muon" and masks and learns(masks):
