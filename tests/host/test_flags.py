@@ -71,3 +71,18 @@ def test_the_host_says_when_all_tokens_are_computed(config, tmp_path):
         loss = host.get_loss_class(args.loss, args.loss_plugins)(args)
         loss.wrap(*(SimpleNamespace(model=decoder("llama")) for _ in range(2)))
         assert loss.preference_step.metrics_every == every
+
+
+@pytest.mark.parametrize(
+    ("prompt_key", "chat", "template"), [("prompt", False, "Q: {}"), (None, False, None), ("prompt", True, None)]
+)
+def test_the_template_that_a_run_describes_is_the_one_it_used(config, tmp_path, prompt_key, chat, template):
+    """OpenRLHF puts `data.input_template` around prompts, and rows without a prompt's column have none."""
+    file, host = tmp_path / "run.yaml", load_host()
+    data = {"prompt_key": prompt_key, "input_template": "Q: {}", "apply_chat_template": chat}
+    file.write_text(yaml.safe_dump(config(data=data)))
+    args = host.parse_args(["--config", str(file)])
+    loss = host.get_loss_class(args.loss, args.loss_plugins)(args)
+    actor = SimpleNamespace(model=decoder("llama"))
+    loss.wrap(actor, SimpleNamespace(model=decoder("llama")))
+    assert actor.model.description.joining.input_template == template
