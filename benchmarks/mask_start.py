@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from sparsepo_plugin import LossConfig, MaskedPolicy, PreferenceStep, ResponseTokens, Runner
+from sparsepo_plugin import LossConfig, MaskedPolicy, PreferenceStep, ResponseTokens, Runner, StepOutput
 
 STARTS = {"positive": {}, "linear": {"init": "linear"}, "normal": {"init": "normal", "layer_norm": "affine"}}
 L1 = (0.0, 0.0002, 0.001)
@@ -129,7 +129,7 @@ def evaluate(
     }
 
 
-def run(step: PreferenceStep, masked: MaskedPolicy, reference: GPT2LMHeadModel, batch: list[Pair]) -> object:
+def run(step: PreferenceStep, masked: MaskedPolicy, reference: GPT2LMHeadModel, batch: list[Pair]) -> StepOutput:
     """One step's output."""
     ids, mask, prompt_lens = collate(batch)
     inputs = {"input_ids": ids, "attention_mask": mask}

@@ -4,12 +4,15 @@ float32; steps sum tokens and rows in different orders: 1e-5, relative.
 And it refuses to time a step that touches fresh memory.
 """
 
+import csv
 import json
+import math
 import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
+from host_runs import write_pairs
 
 SCRIPT = """
 import json
@@ -92,6 +95,35 @@ def test_with_lora_the_reference_is_the_policy(found):
         loss, norm = found[f"lora {key}"]
         assert loss == pytest.approx(0.6931472, abs=1e-6)
         assert norm > 0
+
+
+# The measurement of starts, two steps of one seed.
+STARTS = """
+import sys
+import mask_start
+
+mask_start.LANGUAGE_STEPS, mask_start.STEPS, mask_start.EVERY, mask_start.HELD_OUT = 3, 2, 1, 4
+mask_start.SEEDS, mask_start.L1 = (0,), (0.001,)
+mask_start.main(*map(mask_start.Path, sys.argv[1:]))
+"""
+
+
+def test_every_start_has_its_curve(python, tmp_path):
+    """Before the first step policy and reference are one: no KL, and the loss is log 2 and the L1 term."""
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 40, seed=0)
+    done = python("-c", STARTS, str(pairs), str(pairs), str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    with (tmp_path / "mask_start.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["init"], row["step"]) for row in rows] == [
+        (init, step) for init in ("positive", "linear", "normal") for step in "012"
+    ]
+    for row in rows[::3]:
+        assert float(row["token_kl"]) == 0
+        assert float(row["loss"]) >= round(math.log(2), 4)
+    assert all(float(row["token_kl"]) > 0 for row in rows[2::3])
+    means = [float(row["mask_mean"]) for row in rows[::3]]
+    assert 0.3 < means[0] < 0.7 and max(means[1:]) < 0.3, "the starts differ"
 
 
 def test_a_run_with_fresh_memory_is_refused(python, tmp_path):

@@ -12,6 +12,10 @@ import pytest
 import torch
 import yaml
 from host_runs import merge, write_pairs
+from transformers import AutoConfig
+
+from sparsepo_plugin import LossConfig, SparsePOError
+from sparsepo_plugin.hosts.models import refuse_idle_dropout
 
 PAPER = Path(__file__).parents[2] / "examples" / "openrlhf" / "paper"
 WORDS = [f"w{index}" for index in range(120)]
@@ -195,6 +199,16 @@ def test_plain_openrlhf_keeps_its_dropout(dropping, config, launch):
     run = launch(config(**over))
     assert run.code == 0, run.output[-4000:]
     assert abs(run.losses[0].item() - math.log(2)) > 1e-4
+
+
+def test_a_classifiers_dropout_is_none_of_a_language_models(model):
+    """Pythia's config has a rate for a head that it does not have; GPT-2's has rates that are its own too."""
+    section = LossConfig.from_section({"disable_dropout": False})
+    config = AutoConfig.from_pretrained(model("hh"))
+    assert config.classifier_dropout > 0
+    with pytest.raises(SparsePOError, match=r"disable_dropout: false has no effect: gpt_neox has no dropout here"):
+        refuse_idle_dropout(config, section)
+    refuse_idle_dropout(AutoConfig.from_pretrained(model("imdb")), section)
 
 
 def test_dropout_that_is_not_there_cannot_be_asked_for(tiny, config, launch):
