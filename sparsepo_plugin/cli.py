@@ -2,8 +2,6 @@
 
 import inspect
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +12,7 @@ from pydantic import BaseModel
 from .config import FROM_RUN, mask_class, objective_class, section_keys
 from .data.command import data
 from .errors import SparsePOError, one_line_errors
+from .launch import run
 from .options import describe, options_of
 from .registry import MASKS, OBJECTIVES, Registry
 from .train import load_host
@@ -40,7 +39,7 @@ def train(context: typer.Context, file: ConfigFile, num_processes: NumProcesses 
         host = load_host()
         args = host.parse_args(arguments)
         host.get_loss_class(args.loss, args.loss_plugins)(args)  # its mistakes, before any process is started
-    raise typer.Exit(_start("sparsepo_plugin.train", num_processes, arguments))
+    raise typer.Exit(run("sparsepo_plugin.train", num_processes, arguments))
 
 
 @app.command(context_settings=HOST_FLAGS)
@@ -49,7 +48,7 @@ def sft(context: typer.Context, file: ConfigFile, num_processes: NumProcesses = 
     arguments = ["--config", str(file), *context.args]
     with one_line_errors():
         load_host("train_sft").parse_args(arguments)
-    raise typer.Exit(_start("sparsepo_plugin.sft", num_processes, arguments))
+    raise typer.Exit(run("sparsepo_plugin.sft", num_processes, arguments))
 
 
 @app.command(context_settings=HOST_FLAGS)
@@ -111,28 +110,3 @@ def _describe(cls: type, *models: type[BaseModel]) -> None:
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     for row in rows:
         typer.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip())
-
-
-def _start(module: str, num_processes: int, arguments: list[str]) -> int:
-    """Run `module`: under DeepSpeed's launcher on GPUs, under torchrun on several CPU processes.
-
-    One CPU process needs no launcher, whose traceback would follow a one-line error.
-    """
-    import torch
-
-    environment = dict(os.environ)
-    if gpus := torch.cuda.device_count():
-        starter = ["deepspeed.launcher.runner", "--num_gpus", str(num_processes or gpus), "--module", module]
-    elif num_processes > 1:
-        starter = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes), "-m", module]
-    else:
-        starter = [module]
-        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
-        environment |= {name: str(value) for name, value in alone.items()}
-    return subprocess.run([sys.executable, "-m", *starter, *arguments], env=environment).returncode
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

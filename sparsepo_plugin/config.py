@@ -120,6 +120,22 @@ class LossConfig(MaskedKeys):
         return {role: mask for role in ("reward", "kl") if (mask := getattr(self, role)) is not None}
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What makes this the loss it is, by key of the YAML: its own options and those of its masks.
+
+        What the host's flags give is left out, and how a step is computed, and the optimizer's options of the masks.
+        """
+        given = {f"{self.section}.{key}": self.objective[key] for key in self.objective.keys() - self._from_host}
+        for role, mask in self.masks.items():
+            where = self.section if self.kl is None else f"{self.section}.{role}"
+            given |= {f"{where}.{key}": value for key, value in {"mask": mask.mask, **mask.options}.items()}
+        return given
+
+    @property
+    def _from_host(self) -> set[str]:
+        return taken_from_host(objective_class(self.loss))
+
+    @property
     def needs(self) -> frozenset[str]:
         """All that the masks' classes may read of models."""
         return frozenset().union(*(MASKS.get(mask.mask).needs for mask in self.masks.values()))

@@ -3,8 +3,8 @@
 import importlib
 from typing import Any
 
-from .errors import one_line_errors
 from .hosts.openrlhf.overlay import activate
+from .launch import telling_its_starter
 
 
 def main(argv: list[str] | None = None, program: str = "train_dpo") -> None:
@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None, program: str = "train_dpo") -> None:
         argv: OpenRLHF's command line, `--config` included; the process's own by default.
         program: `train_dpo` or `train_sft`.
     """
-    with one_line_errors():
+    with telling_its_starter():
         host = load_host(program)
         host.train(host.parse_args(argv))
 

@@ -27,6 +27,7 @@ from .pairs import check_pairs, first_pair
 from .policy import HostedPolicy
 
 _CAUSALITY_TOKENS = 64  # of each response are enough to see what a mask looks at; each costs a forward
+_OF_MASK_GROUP = ("mask_lr", "mask_weight_decay")
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -78,6 +79,26 @@ class TokenLoss(PreferenceLoss):
         self.strategy = strategy
         check_models(self.args, self.config)
         check_pairs(self.args, strategy)
+
+    def run_options(self) -> dict[str, Any]:
+        """Options that a checkpoint must have been written with to be resumed, by key of the YAML."""
+        return {**super().run_options(), "ref.share": shares_reference(self.args), **self.config.identity}
+
+    def restored_options(self) -> dict[str, Any]:
+        """Options that a checkpoint restores whatever is given now: those of the optimizer's groups."""
+        own = {f"{self.config.section}.{key}": getattr(self.config, key) for key in _OF_MASK_GROUP}
+        return {**super().restored_options(), **(own if self.config.masks else {})}
+
+    def resume(self, restored: dict[str, Any]) -> None:
+        """Describe the run with what its optimizer really has.
+
+        Args:
+            restored: What `restored_options` was when the checkpoint was written.
+        """
+        section = self.config.section
+        update = {key: restored[f"{section}.{key}"] for key in _OF_MASK_GROUP if f"{section}.{key}" in restored}
+        policy = self.preference_step.policy
+        policy.description = policy.description.model_copy(update={"loss": self.config.model_copy(update=update)})
 
     def check_causality(self) -> Iterator[str]:
         """Look for masks that see more than what comes before a token, on the first row; loads the models they read.
@@ -143,6 +164,7 @@ class TokenLoss(PreferenceLoss):
         Returns:
             Loss for the backward, preference loss, chosen and rejected rewards [P], and numbers to log.
         """
+        _seed(trainer)
         inputs, tokens = layout(trainer, batch)
 
         def run_policy(**extra: Any) -> PolicyOutput:
@@ -186,6 +208,13 @@ class TokenLoss(PreferenceLoss):
                 chat_template=chat,
             ),
         )
+
+
+def _seed(trainer: Any) -> None:
+    """Draw by the number of the micro-batch: dropout in a resumed run is that of a run that was never stopped."""
+    engine, strategy = trainer.model.model, trainer.strategy
+    micro_batch = engine.micro_steps % engine.gradient_accumulation_steps()  # counted from 0 again after a resume
+    torch.manual_seed(hash((strategy.args.train.seed, strategy.get_rank(), engine.global_steps, micro_batch)))
 
 
 def _load_oracle(name: str, args: SimpleNamespace, strategy: Any) -> tuple[Any, Any]:

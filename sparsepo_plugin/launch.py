@@ -1,0 +1,135 @@
+"""The processes of a run: started, ended with the one that started them, and the reason when one fails."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from .errors import fault, one_line_errors
+
+_REASON = "SPARSEPO_REASON"  # names the file in which the first process that fails leaves its line
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PATIENCE = 10  # seconds between asking processes to end and ending them
+
+
+def run(module: str, num_processes: int, arguments: list[str]) -> int:
+    """Run `python -m module` in one process, or under DeepSpeed's launcher on GPUs or in several.
+
+    SIGINT, SIGTERM and SIGHUP to this process end them all, and so does the end of any other by a fault. The last line
+    printed is the reason of the first that failed.
+
+    Args:
+        module: With a `main` inside `telling_its_starter`.
+        num_processes: 0 for one a GPU, or one without any.
+        arguments: Of the module.
+
+    Returns:
+        Exit code: 0, that of the run, or 128 + the number of the signal.
+    """
+    command, environment = _command(module, num_processes)
+    with TemporaryDirectory() as folder, _exit_by_signals():
+        reason = Path(folder, "reason")
+        environment[_REASON] = str(reason)
+        # In a session of its own: Ctrl-C reaches this process alone, which ends the others in order.
+        started = subprocess.Popen([*command, *arguments], env=environment, start_new_session=True)
+        try:
+            code = started.wait()
+        finally:
+            _end_group(started)
+        code = code - 256 if code > 192 else code  # DeepSpeed's launcher ends with that of a signal modulo 256
+        if code:
+            print(reason.read_text() if reason.exists() else _unexplained(code), file=sys.stderr)
+    return 128 - code if code < 0 else code
+
+
+@contextmanager
+def telling_its_starter() -> Iterator[None]:
+    """In a process of a run: hand the reason of its end to whoever started it with `run`, else print bad input's line.
+
+    Once a process has told its reason, the others, which then miss it, end without a word.
+    """
+    path = os.environ.get(_REASON)
+    if path is None:
+        with one_line_errors():
+            yield
+        return
+    try:
+        with one_line_errors(lambda line: _tell(path, line)):
+            yield
+    except Exception as error:
+        if not _tell(path, f"sparsepo: error: {fault(error)} (rank {os.environ.get('RANK', '0')})"):
+            sys.exit(1)
+        raise
+
+
+def _command(module: str, num_processes: int) -> tuple[list[str], dict[str, str]]:
+    """What to start, and its environment. One CPU process needs no launcher."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if gpus or num_processes > 1:
+        launcher = ["deepspeed.launcher.runner", "--num_gpus", str(num_processes or gpus), "--module", module]
+        return [sys.executable, "-m", *launcher], dict(os.environ)
+    alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    return [sys.executable, "-m", module], os.environ | {name: str(value) for name, value in alone.items()}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def _exit_by_signals() -> Iterator[None]:
+    """Within the context the first signal that would end this process raises SystemExit; others are then ignored."""
+    # nohup and shells' background jobs ignore some: leave it so
+    before = {number: old for number in _SIGNALS if (old := signal.getsignal(number)) is not signal.SIG_IGN}
+
+    def leave(number: int, _: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in before:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_group(leader: subprocess.Popen) -> None:
+    """Ask all processes of a group to end, and end those that do not."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGTERM)
+        for _ in range(_PATIENCE * 20):
+            leader.poll()  # or it would stay in the group
+            os.killpg(leader.pid, 0)
+            time.sleep(0.05)
+        os.killpg(leader.pid, signal.SIGKILL)
+
+
+def _tell(path: str, line: str) -> bool:
+    """Leave the line unless another process has left its own."""
+    try:
+        with open(path, "x") as file:
+            file.write(line)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _unexplained(code: int) -> str:
+    """The last line when a process ended without one: by a signal, or in an end of its own."""
+    if code > 0:
+        return f"sparsepo: error: a process of the run ended with exit code {code} and gave no reason"
+    cause = ", as the kernel does when memory runs out" if code == -signal.SIGKILL else ""
+    return f"sparsepo: error: a process of the run was ended by {signal.Signals(-code).name}{cause}"
