@@ -64,7 +64,9 @@ def check(
         host = load_host()
         args = host.parse_args(["--config", str(file), *context.args])
         loss = host.get_loss_class(args.loss, args.loss_plugins)(args)
-        loss.check(host.get_strategy(args))
+        strategy = host.get_strategy(args)
+        loss.check(strategy)
+        strategy.find_checkpoint(loss.run_options(), loss.restored_options())
         if causality:
             if args.loss is None:
                 raise SparsePOError("--causality has no effect: OpenRLHF's own DPO reads no masks")

@@ -1,14 +1,39 @@
 """One place that starts processes for the host tests, and leaves none behind."""
 
 import json
+import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psutil
 
 SCRIPT = Path(__file__).with_name("warm_host.py")
+
+
+@dataclass
+class Stop:
+    """A signal to what a call has started.
+
+    Args:
+        when: As soon as this path exists,
+        after: and so many seconds later,
+        signal: this one is sent
+        rank: to the process of this rank alone, or to the program itself if it is `main`; None: all are killed.
+    """
+
+    when: Path
+    after: float = 0.0
+    signal: int = signal.SIGKILL
+    rank: int | str | None = None
+
+
+class Finished(subprocess.CompletedProcess):
+    """Exit code (None if all were killed), stdout, stderr, and `left`: what was still running when the last ended."""
+
+    left: list[str]
 
 
 class ProcessServer:
@@ -26,44 +51,41 @@ class ProcessServer:
         self.process: subprocess.Popen | None = None
 
     def run(
-        self, *command: str | Path, kill_when: Path | None = None, cwd: Path | None = None, **environment: str
-    ) -> subprocess.CompletedProcess:
+        self, *command: str | Path, stop: Stop | None = None, cwd: Path | None = None, **environment: str
+    ) -> Finished:
         """Run a program.
 
         Args:
             command: The program and its arguments.
-            kill_when: Kill it, and all that it has started, as soon as this path exists.
+            stop: Stop it, or a process that it has started.
             cwd: Folder to start it in.
             environment: Further variables.
-
-        Returns:
-            Exit code (None if it was killed), stdout and stderr.
         """
         words, folder = list(map(str, command)), str(cwd or Path.cwd())
-        return self._ask(kill_when, command=words, cwd=folder, environment=environment, processes=1)
+        return self._ask(stop, command=words, cwd=folder, environment=environment, processes=1)
 
     def fork(
         self,
         module: str,
         *arguments: str,
         processes: int = 1,
-        kill_when: Path | None = None,
+        stop: Stop | None = None,
         path: Path | None = None,
-    ) -> subprocess.CompletedProcess:
+    ) -> Finished:
         """Run a module as `python -m` and a launcher would, in forks of the warm process.
 
         Args:
             module: Its name.
             arguments: Its command line.
             processes: How many ranks; when one fails the others are ended.
-            kill_when: As for `run`.
+            stop: As for `run`.
             path: Folder of further packages, as PYTHONPATH would name it.
 
         Returns:
-            Exit code of the first rank that failed or 0 (None if all were killed), stdout and stderr of all.
+            Exit code of the first rank that failed or 0, stdout and stderr of all.
         """
         packages = [] if path is None else [str(path)]
-        return self._ask(kill_when, module=module, arguments=arguments, processes=processes, packages=packages)
+        return self._ask(stop, module=module, arguments=arguments, processes=processes, packages=packages)
 
     def running(self) -> list[psutil.Process]:
         """What runs below the server."""
@@ -75,11 +97,12 @@ class ProcessServer:
             self.process.communicate()  # closes its stdin
             self.process = None
 
-    def _ask(self, kill_when: Path | None, **request: object) -> subprocess.CompletedProcess:
+    def _ask(self, stop: Stop | None, **request: object) -> Finished:
         self.process = self.process or self._start()
         with TemporaryDirectory() as folder:
             files = {name: Path(folder, name) for name in ("stdout", "stderr")}
-            request |= {"kill_when": kill_when and str(kill_when), **{name: str(path) for name, path in files.items()}}
+            request |= {"stop": stop and {**vars(stop), "when": str(stop.when)}}
+            request |= {name: str(path) for name, path in files.items()}
             try:
                 self.process.stdin.write(json.dumps(request) + "\n")
                 self.process.stdin.flush()
@@ -88,9 +111,10 @@ class ProcessServer:
             except BaseException:  # a timeout or Ctrl-C: what is waited for is not wanted any more
                 self.close()
                 raise
-            return subprocess.CompletedProcess(
-                request, json.loads(reply), **{name: path.read_text() for name, path in files.items()}
-            )
+            code, left = json.loads(reply)
+            finished = Finished(request, code, **{name: path.read_text() for name, path in files.items()})
+            finished.left = left
+            return finished
 
     def _start(self) -> subprocess.Popen:
         """In a session of its own, so that Ctrl-C reaches pytest alone."""

@@ -13,6 +13,7 @@ import runpy
 import select
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -36,8 +37,7 @@ def main() -> None:
         request = json.loads(line)
         if "module" in request:
             warm()
-        code = serve(request, untouched)
-        print(json.dumps(code), file=replies, flush=True)
+        print(json.dumps(serve(request, untouched)), file=replies, flush=True)
 
 
 @cache
@@ -56,23 +56,24 @@ def warm() -> None:
     gc.freeze()
 
 
-def serve(request: dict, environment: dict[str, str]) -> int | None:
+def serve(request: dict, environment: dict[str, str]) -> tuple[int | None, list[str]]:
     """Start what the request asks for, wait for its end, and end what is left of it.
 
     Args:
         request: `module` and `arguments` to fork processes for, with `packages` on their path, or the `command` of a
             program, its `cwd`, and variables to add to its `environment`; `processes`, how many; `stdout` and
-            `stderr`, files; `kill_when`, a path or null.
+            `stderr`, files; `stop`, the fields of a `process_server.Stop`, or null.
         environment: Variables of a program, without those that the imports here have set.
 
     Returns:
-        Exit code of the first process that failed, or 0, or None if all were killed because `kill_when` exists.
+        Exit code of the first process that failed, or 0, or None if all were killed; and what still ran then.
     """
     with reserved_port() as port:
         ranks = [start(request, rank, port, environment) for rank in range(request["processes"])]
-        code = wait(ranks, request["kill_when"])
+        code = wait(ranks, request["stop"])
+        left = [" ".join(process.cmdline()) for process in descendants()]
         end_descendants()
-    return code
+    return code, left
 
 
 def start(request: dict, rank: int, port: int, environment: dict[str, str]) -> int:
@@ -113,12 +114,16 @@ def run_module(module: str, arguments: list[str]) -> None:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def wait(ranks: list[int], kill_when: str | None) -> int | None:
-    """Wait until all have ended, or one has failed, or `kill_when` exists; see `serve`."""
+def wait(ranks: list[int], stop: dict | None) -> int | None:
+    """Wait until all have ended, or one has failed, or it is time to kill all; see `serve`."""
     running = set(ranks)
     while running:
-        if kill_when and Path(kill_when).exists():
-            return None
+        if stop and Path(stop["when"]).exists():
+            time.sleep(stop["after"])
+            if stop["rank"] is None:
+                return None
+            os.kill(process_of(stop["rank"], ranks), stop["signal"])
+            stop = None
         if select.select([sys.stdin], [], [], 0.02)[0]:  # nobody asks before the answer: stdin has ended
             end_descendants()
             sys.exit()
@@ -128,6 +133,24 @@ def wait(ranks: list[int], kill_when: str | None) -> int | None:
             if code := os.waitstatus_to_exitcode(status):
                 return code
     return 0
+
+
+def process_of(rank: int | str, started: list[int]) -> int:
+    """The process of a rank, one of those started or below a launcher; `main` is the first that was started."""
+    if rank == "main" or len(started) > 1:
+        return started[0 if rank == "main" else rank]
+    wanted = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    return next(process.pid for process in descendants() if wanted.items() <= process.environ().items())
+
+
+def descendants() -> list[psutil.Process]:
+    """What runs below this process."""
+    alive = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(process)
+    return alive
 
 
 def end_descendants() -> None:

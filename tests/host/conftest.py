@@ -6,12 +6,11 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 import yaml
 from host_runs import Run, merge, places
-from process_server import ProcessServer
+from process_server import Finished, ProcessServer, Stop
 
 # Of all processes: as pytest was given them, before a test in this process activates the patched host.
 ENVIRONMENT = {
@@ -39,7 +38,7 @@ def server(extensions) -> Iterator[ProcessServer]:
 
 
 @pytest.fixture(scope="session")
-def sparsepo(server) -> Callable[..., CompletedProcess]:
+def sparsepo(server) -> Callable[..., Finished]:
     """The installed command."""
     return partial(server.run, "sparsepo")
 
@@ -54,7 +53,7 @@ def launch(server, tmp_path_factory) -> Callable[..., Run]:
         processes: int = 1,
         folder: Path | None = None,
         launcher: str = "fork",
-        kill_when: Path | None = None,
+        stop: Stop | None = None,
         path: Path | None = None,
     ) -> Run:
         folder = folder or tmp_path_factory.mktemp("run")
@@ -66,9 +65,9 @@ def launch(server, tmp_path_factory) -> Callable[..., Run]:
             "deepspeed": [*("-m", "deepspeed.launcher.runner"), "--num_gpus", str(processes), "--module"],
         }
         if launcher == "fork":
-            done = server.fork(*command, processes=processes, kill_when=kill_when, path=path)
+            done = server.fork(*command, processes=processes, stop=stop, path=path)
         else:
-            done = server.run(sys.executable, *starts[launcher], *command, kill_when=kill_when)
+            done = server.run(sys.executable, *starts[launcher], *command, stop=stop)
         assert not server.running()
         return Run(done.returncode, done.stdout + done.stderr, folder)
 

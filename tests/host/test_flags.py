@@ -86,3 +86,11 @@ def test_the_template_that_a_run_describes_is_the_one_it_used(config, tmp_path, 
     actor = SimpleNamespace(model=decoder("llama"))
     loss.wrap(actor, SimpleNamespace(model=decoder("llama")))
     assert actor.model.description.joining.input_template == template
+
+
+@pytest.mark.parametrize(("program", "name"), [("train_dpo", "checkpoints_dpo"), ("train_sft", "checkpoints_sft")])
+def test_checkpoints_lie_in_the_output_folder_unless_told(program, name):
+    """Two runs with an `output_dir` each do not share their checkpoints."""
+    parse = load_host(program).parse_args
+    assert parse(["--ckpt.output_dir", "runs/a"]).ckpt.path == f"runs/a/{name}"
+    assert parse(["--ckpt.output_dir", "runs/a", "--ckpt.path", "b"]).ckpt.path == "b"

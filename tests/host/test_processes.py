@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 from linux import die_with_parent
-from process_server import ProcessServer
+from process_server import ProcessServer, Stop
 
 ZERO_3 = {"ds": {"zero_stage": 3}, "train": {"micro_batch_size": 4}, "sparsepo": {"depth": 2}}
 UNSEEN = "setsid sleep 600 &"  # leaves the shell's session and, when the shell ends, its tree
@@ -28,7 +28,7 @@ def test_a_forked_run_is_that_of_torchrun_to_the_last_bit(processes, over, train
 def test_a_killed_run_is_gone(launch, server, config, tmp_path):
     endless = config(train={"max_epochs": 1000, "micro_batch_size": 4}, ckpt={"save_steps": 1})
     first = tmp_path / "checkpoints" / "latest"
-    run = launch(endless, processes=2, folder=tmp_path, kill_when=first)
+    run = launch(endless, processes=2, folder=tmp_path, stop=Stop(first))
     assert run.code is None and first.exists()
     assert not server.running()
 
