@@ -65,6 +65,14 @@ bench: env ## measure the step's cost on the CPU, renew benchmarks/results and t
 	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/report.py
 
+# What cannot be looked up is not taken for sound: --strict, and first a look whether the database answers at all.
+DATABASE := import json, urllib.request as r; json.load(r.urlopen("https://pypi.org/pypi/pip/23.0/json", timeout=15))["vulnerabilities"]
+.PHONY: audit
+audit: env ## look up the pinned packages among known vulnerabilities (asks pypi.org)
+	@$(PIP) pip-audit
+	@$(BIN)/python -c '$(DATABASE)' 2>/dev/null || { echo "audit: the database at pypi.org cannot be reached, nothing was looked up" >&2; exit 1; }
+	$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --no-deps --requirement constraints-cpu.txt
+
 .PHONY: clean
 clean: ## remove the environment and what runs, builds and tools left
 	rm -rf .venv runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

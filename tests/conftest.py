@@ -12,15 +12,17 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-WITHOUT_HOST = Path(__file__).with_name("unit")
+TESTS = Path(__file__).parent
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+MARKERS = {"unit": [], "gpu": [pytest.mark.gpu, NEEDS_CUDA]}  # by folder; all others run the real host
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
-    """All but the unit tests run the real host."""
+    """Mark tests by the folder that they are in."""
     for item in items:
-        if WITHOUT_HOST not in item.path.parents:
-            item.add_marker(pytest.mark.host)
+        for marker in MARKERS.get(item.path.relative_to(TESTS).parts[0], [pytest.mark.host]):
+            item.add_marker(marker)
 
 
 @pytest.fixture(scope="session")

@@ -22,3 +22,13 @@ def test_example(path):
 
 def test_there_is_one_for_each_road():
     assert {"full_zero3", "lora", "packed_flash"} <= {path.stem for path in EXAMPLES}
+
+
+@pytest.mark.parametrize("path", [path for path in EXAMPLES if path.stem.endswith("_sft")], ids=lambda path: path.stem)
+def test_sft_as_the_paper_has_it(path):
+    args = load_host("train_sft").parse_args(["--config", str(path)])
+    experiment = path.stem.removesuffix("_sft")
+    assert (args.data.input_key, args.data.output_key, args.data.input_template) == ("prompt", "chosen", "{}")
+    assert args.train.batch_size == {"hh": 1024, "mix": 128}[experiment]
+    assert (args.lr_scheduler, args.lr_warmup_ratio, args.adam.betas) == ("cosine", 0.1, [0.9, 0.999])
+    assert (args.eval.dataset, args.eval.split) == (f"data/{experiment}_test.jsonl", "train")

@@ -1,10 +1,39 @@
-"""What unit tests share."""
+"""What unit tests share, and that none of them needs the host."""
 
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
 import torch
+
+
+@contextmanager
+def host_hidden() -> Iterator[None]:
+    """As where OpenRLHF is not installed: an import of it fails."""
+    hidden = {name: sys.modules[name] for name in list(sys.modules) if name.partition(".")[0] == "openrlhf"}
+    sys.modules.update(dict.fromkeys(["openrlhf", *hidden]))
+    try:
+        yield
+    finally:
+        del sys.modules["openrlhf"]
+        sys.modules.update(hidden)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    """While the modules of unit tests are imported."""
+    with host_hidden():
+        return (yield)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_host():
+    """While they run."""
+    with host_hidden():
+        yield
 
 
 @pytest.fixture(params=["aot_eager", "inductor"])

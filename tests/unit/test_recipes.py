@@ -231,17 +231,3 @@ def test_template_of_prompts_is_that_of_conversations(tokenizer, name):
     prompt = "POST: {a} text\n\nTL;DR:"
     template = RECIPES[name]["data"]["input_template"]
     assert template.format(prompt) == render(tokenizer, ("user", prompt), add_generation_prompt=True)
-
-
-@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("_sft")])
-def test_train_sft_accepts_its_recipe(name):
-    from sparsepo_plugin.hosts.openrlhf.overlay import activate
-
-    activate()
-    from openrlhf.cli import train_sft
-
-    args = train_sft.parse_args(["--config", str(PAPER / f"{name}.yaml")])
-    assert (args.data.input_key, args.data.output_key, args.data.input_template) == ("prompt", "chosen", "{}")
-    assert args.train.batch_size == {"hh_sft": 1024, "mix_sft": 128}[name]
-    assert (args.lr_scheduler, args.lr_warmup_ratio, args.adam.betas) == ("cosine", 0.1, [0.9, 0.999])
-    assert (args.eval.dataset, args.eval.split) == (f"data/{experiment(name)}_test.jsonl", "train")

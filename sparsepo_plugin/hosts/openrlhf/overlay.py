@@ -1,25 +1,31 @@
-"""A patched copy of the installed OpenRLHF, in the user's cache, in front of the installed one on the path."""
+"""A patched copy of the installed OpenRLHF, in the user's cache, in front of the installed one on the path.
+
+Nothing in the cache is believed: before each use the copy is compared with what it has to contain, file by file, which
+takes some hundredths of a second, and is made again where it differs.
+"""
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-import patch_ng
 from filelock import FileLock
 from platformdirs import user_cache_path
 
-from sparsepo_plugin.errors import SparsePOError
+from ...errors import SparsePOError
+from .cache import WAY_OUT, private_cache, refuse_foreign
+from .patched import OPENRLHF_VERSION, patched_package
 
-OPENRLHF_VERSION = "0.11.2"
+_LOCK_SECONDS = 60  # a build takes less than one
 
 
 def ensure_overlay() -> Path:
-    """Build the patched copy unless it is there already.
+    """Make the patched copy unless it is there already, as it has to be.
 
     Safe with several processes starting at once and after a killed build; the installed package is only read.
 
@@ -27,17 +33,16 @@ def ensure_overlay() -> Path:
         The directory to put on `sys.path`; it holds one package, `openrlhf`.
 
     Raises:
-        SparsePOError: OpenRLHF is missing or of another version, or a patch does not apply to it.
+        SparsePOError: OpenRLHF is missing or of another version, a patch does not apply to it, or the cache cannot be
+            written, or others can write it.
     """
-    installed = _installed_package()
-    patches = _patches()
-    cache = user_cache_path("sparsepo_plugin", ensure_exists=True).resolve()
-    overlay = cache / f"openrlhf-{OPENRLHF_VERSION}-{_digest(installed, patches)}"
-    if not overlay.is_dir():
-        with FileLock(cache / f"{overlay.name}.lock"):
-            if not overlay.is_dir():
-                _build(overlay, installed, patches)
-    return overlay
+    files = _without_bytecode(patched_package())
+    try:
+        return _ensure(private_cache(), files)
+    except OSError as error:
+        place = error.filename or user_cache_path()  # a full disk has no file name
+        reason = f"{place}: {error.strerror or error}"
+        raise SparsePOError(f"the cache cannot hold the patched copy of OpenRLHF: {reason}; {WAY_OUT}") from error
 
 
 def activate() -> Path:
@@ -53,66 +58,70 @@ def activate() -> Path:
     loaded = sys.modules.get("openrlhf")
     if loaded is not None and Path(loaded.__file__).parent != overlay / "openrlhf":
         raise SparsePOError(f"openrlhf was imported from {loaded.__file__} before: import sparsepo_plugin.train first")
-    if str(overlay) not in sys.path:
-        sys.path.insert(0, str(overlay))
+    # Without bytecode each start compiles, and would tell anew what Python thinks of OpenRLHF's escape sequences.
+    warnings.filterwarnings("ignore", category=SyntaxWarning, module=re.escape(str(overlay)))
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if str(overlay) not in inherited:
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(overlay), *filter(None, inherited)])
+    sys.path[:] = _first(str(overlay), sys.path)
+    os.environ["PYTHONPATH"] = os.pathsep.join(_first(str(overlay), filter(None, inherited)))
     return overlay
 
 
-def _installed_package() -> Path:
-    install = f"pip install --no-deps openrlhf=={OPENRLHF_VERSION}"
-    try:
-        found = distribution("openrlhf")
-    except PackageNotFoundError:
-        raise SparsePOError(f"OpenRLHF {OPENRLHF_VERSION} is not installed: {install}") from None
-    if found.version != OPENRLHF_VERSION:
-        raise SparsePOError(f"OpenRLHF {found.version} is installed, {OPENRLHF_VERSION} is needed: {install}")
-    return Path(found.locate_file("openrlhf"))
+def _first(entry: str, path: Iterable[str]) -> list[str]:
+    return [entry, *(other for other in path if other != entry)]
 
 
-def _patches() -> list[Path]:
-    """The patches in their order: shipped inside an installed wheel, or beside the package in a checkout."""
-    package = Path(__file__).resolve().parents[2]
-    for folder in (package / "_patches", package.parent / "patches"):
-        if found := sorted(folder.glob(f"openrlhf/{OPENRLHF_VERSION}/*.patch")):
-            return found
-    raise SparsePOError(f"the patches for OpenRLHF {OPENRLHF_VERSION} are missing from {package}: reinstall")
+def _without_bytecode(files: dict[str, bytes]) -> dict[str, bytes]:
+    """With a file where Python keeps bytecode: none is written then, and none read that nobody could verify."""
+    folders = {path.rpartition("/")[0] for path in files}
+    return {**files, **{f"{folder}/__pycache__": b"" for folder in folders}}
 
 
-def _digest(installed: Path, patches: Iterable[Path]) -> str:
+def _ensure(cache: Path, files: dict[str, bytes]) -> Path:
+    overlay = cache / f"openrlhf-{OPENRLHF_VERSION}-{_digest(files)}"
+    if _difference(overlay, files) is None:
+        return overlay
+    with FileLock(cache / "lock", timeout=_LOCK_SECONDS):
+        name = _difference(overlay, files)  # another process may have made it meanwhile
+        if name is not None and overlay.exists():
+            print(f"sparsepo: warning: {overlay}: {name} was changed, the copy is made again", file=sys.stderr)
+        if name is not None:
+            _build(overlay, files)
+    return overlay
+
+
+def _digest(files: dict[str, bytes]) -> str:
     digest = hashlib.sha256()
-    for path in [*patches, *sorted(installed.rglob("*.py"))]:
-        name = path.name if path.suffix == ".patch" else path.relative_to(installed).as_posix()
-        content = path.read_bytes()
+    for name, content in sorted(files.items()):
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:16]
 
 
-def _build(overlay: Path, installed: Path, patches: Iterable[Path]) -> None:
-    # a build that was killed leaves its folder; under the lock nobody else is using it
-    for leftover in overlay.parent.glob(f"{overlay.name}.building-*"):
-        shutil.rmtree(leftover)
-    building = Path(tempfile.mkdtemp(dir=overlay.parent, prefix=f"{overlay.name}.building-"))
+def _difference(overlay: Path, files: dict[str, bytes]) -> str | None:
+    """The first path below `overlay` that is not what it has to be, or None."""
     try:
-        shutil.copytree(installed, building / "openrlhf", ignore=shutil.ignore_patterns("__pycache__"))
-        for patch in patches:
-            _apply(patch, building)
-        os.rename(building, overlay)
+        refuse_foreign(overlay)
+        found = {path for path in overlay.rglob("*") if path.is_symlink() or not path.is_dir()}
+        for path in sorted(found | {overlay / name for name in files}):
+            name = path.relative_to(overlay).as_posix()
+            if name not in files or path.is_symlink() or not path.is_file() or path.read_bytes() != files[name]:
+                return name
+    except FileNotFoundError:  # it was never made, or another process exchanges it at this moment
+        return "."
+    return None
+
+
+def _build(overlay: Path, files: dict[str, bytes]) -> None:
+    # A build that was killed leaves its folder; under the lock nobody else is using it.
+    for leftover in overlay.parent.glob("building-*"):
+        shutil.rmtree(leftover)
+    building = Path(tempfile.mkdtemp(dir=overlay.parent, prefix="building-"))
+    try:
+        for name, content in files.items():
+            path = building / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        if overlay.exists():
+            shutil.rmtree(overlay)
+        building.rename(overlay)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-
-
-def _apply(patch: Path, root: Path) -> None:
-    """Apply `patch` below `root`, file by file so that an error can name the file, and with no fuzz."""
-    changes = patch_ng.fromfile(str(patch))
-    if not changes:
-        raise SparsePOError(f"{patch}: not a patch")
-    for item in list(changes.items):
-        changes.items = [item]
-        if not changes.apply(strip=0, root=str(root), fuzz=False):
-            raise SparsePOError(
-                f"{patch.name} does not apply to {item.target.decode()} of the installed OpenRLHF {OPENRLHF_VERSION}: "
-                f"it was written for the released {OPENRLHF_VERSION}; reinstall that release"
-            )
