@@ -1,6 +1,7 @@
 """What is not finite updates nothing and is saved nowhere, in any stage of DeepSpeed's, on one process and on two."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -68,7 +69,8 @@ def refusal(run: Run) -> str:
 
 
 def warnings(run: Run) -> list[str]:
-    return [line for line in run.output.splitlines() if line.startswith(("not finite", "rank"))]
+    """What was said of steps that were skipped, which may stand behind a progress bar."""
+    return re.findall(r"not finite at step .*left out in a row: \d+", run.output)
 
 
 def state(run: Run, step: int) -> dict:
@@ -79,7 +81,7 @@ def state(run: Run, step: int) -> dict:
 
 
 CHANGING = ("module", "optimizer", "optimizer_state_dict", "lr_scheduler")
-COUNTERS = ("overflow",)  # that the last update was left out
+COUNTERS = ("overflow", "cur_iter")  # of DeepSpeed's loss scaler, which counts updates that are left out too
 
 
 def flatten(value, path=()):
@@ -116,7 +118,7 @@ def test_a_skipped_step_did_not_happen(stage, dtype, breaking):
     assert run.scalars("train/skipped_steps") == [0, 0, 1, 1, 1]
     second, third, fourth = (state(run, step) for step in (2, 3, 4))
     assert second.keys() == third.keys() == fourth.keys() and len(second) > 20
-    assert all(torch.equal(value, third[key]) for key, value in second.items())
+    assert not [key for key, value in second.items() if not torch.equal(value, third[key])]
     assert any(not torch.equal(value, fourth[key]) for key, value in third.items())
     assert all(map(math.isfinite, run.losses)) and all(value.isfinite().all() for value in run.weights.values())
 
@@ -142,7 +144,7 @@ def test_ten_in_a_row_end_a_run_that_skips(breaking):
     options = {"gradient": list(range(3, 40)), "on_nonfinite": "skip"}
     run = breaking(options, train={"max_epochs": 2})
     assert "not finite at step 12:" in (line := refusal(run)) and "left out in a row: 10" in line
-    assert len(warnings(run)) == 9
+    assert len(warnings(run)) == 10  # the last of them is the error
 
 
 @pytest.mark.parametrize(("stage", "processes"), [(2, 1), (3, 2)])
@@ -167,14 +169,21 @@ def test_a_base_model_that_is_broken(stage, processes, on_nonfinite, config, lau
 @pytest.mark.parametrize(("stage", "processes"), [(2, 1), (3, 2)])
 def test_weights_that_the_last_update_broke_are_not_saved(stage, processes, config, launch):
     """Nothing looks at them any more but the saving."""
-    huge = {"adam": {"lr": 1e39}, "max_norm": 0.0, "lr_warmup_ratio": 0.0, "data": {"max_samples": 8}}
+    huge = {
+        "adam": {"lr": 1e25, "weight_decay": 1e25},
+        "max_norm": 0.0,
+        "lr_warmup_ratio": 0.0,
+        "data": {"max_samples": 8},
+    }
     changes = {"ds": {"zero_stage": stage}, "train": {"micro_batch_size": 4}}
     line = refusal(launch(config(**huge, **changes), processes=processes))
     assert "step 1: weight model.embed_tokens.weight of the policy, after the update" in line and "adam.lr" in line
 
 
 def test_masks_that_an_update_broke_are_not_in_a_checkpoint(config, launch):
-    run = launch(config(sparsepo={"mask_lr": 1e39}, lr_warmup_ratio=0.0, ckpt={"save_steps": 1}))
+    run = launch(
+        config(sparsepo={"mask_lr": 1e25, "mask_weight_decay": 1e25}, lr_warmup_ratio=0.0, ckpt={"save_steps": 1})
+    )
     assert "weight reward.weight of the masks, after the update; lower sparsepo.mask_lr" in refusal(run)
     assert not list(run.folder.glob("checkpoints/*"))
 

@@ -66,8 +66,8 @@ class Guard:
             return
         if fault := self._find_fault(engine, watch):
             self._left_out += 1
-            if self.on_nonfinite == "skip":
-                fault.lasting |= self._left_out == PATIENCE
+            if self.on_nonfinite == "skip" and not fault.lasting:
+                fault.lasting = self._left_out == PATIENCE
                 fault.args = (f"{fault}; updates left out in a row: {self._left_out}",)
             _stop_or_warn_once(fault, self.on_nonfinite)
 
