@@ -25,6 +25,11 @@ class StepKeys(BaseModel):
     disable_dropout: bool = Field(
         True, description="train without the dropout of the policy's config, as TRL does; that of a LoRA adapter stays"
     )
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="what a loss or gradient that is not finite does: end the run, or leave that update out; ten in a "
+        "row end the run",
+    )
 
 
 class MaskedKeys(StepKeys):
@@ -40,6 +45,11 @@ class MaskedKeys(StepKeys):
         "on other steps, tokens whose masks are zero skip the vocabulary",
     )
     offload_features: bool = Field(False, description="keep the reference's hidden rows in host memory")
+    on_dead_mask: Literal["warn", "stop"] = Field(
+        "warn",
+        description="what a learned mask that is zero on every token does: warn, or end the run after ten such steps "
+        "in a row",
+    )
 
 
 class ChosenMaskKeys(MaskedKeys):

@@ -17,7 +17,12 @@ class SparsePOError(ValueError):
     Args:
         message: The line. The core speaks of models, masks and options, never of a host's flags.
         about: What a flag of the host decides, such as `reference`; the host adds the flag's name.
+
+    Attributes:
+        on_all_ranks: Whether every rank raises it, so that the first alone needs to tell.
     """
+
+    on_all_ranks: bool = False
 
     def __init__(self, message: str, about: str | None = None) -> None:
         super().__init__(message)
@@ -45,7 +50,7 @@ def one_line_errors(echo: Callable[[str], Any] = lambda line: print(line, file=s
     """Turn bad input into one line and exit code 2.
 
     Mistakes in the configuration are seen by every rank and told by the first; those met on the way (a row of one
-    rank's share, a loss that is not finite) are told by the rank that met them.
+    rank's share) are told by the rank that met them, unless they are known to be of all.
     """
     try:
         yield
@@ -54,7 +59,7 @@ def one_line_errors(echo: Callable[[str], Any] = lambda line: print(line, file=s
         if not (isinstance(error, SparsePOError) or type(error).__name__ == "ConfigError"):
             raise
         rank = os.environ.get("RANK", "0")
-        if rank == "0" or _distributed():
+        if rank == "0" or (_distributed() and not getattr(error, "on_all_ranks", False)):
             echo(f"sparsepo: error: {error}" + ("" if rank == "0" else f" (rank {rank})"))
         sys.exit(2)
 

@@ -1,14 +1,17 @@
 """The road from a batch of pairs to a loss, the same for every host."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .divergence import TokenStatistics
 from .errors import SparsePOError
+from .faults import PATIENCE, GradientWatch, NonFinite, fault_of_loss, stop_or_warn, terms_of_loss
 from .masks import learns
 from .metrics import token_metrics
 from .objectives import ObjectiveOutput
@@ -24,7 +27,8 @@ class StepOutput:
     """What a host needs of one step over P pairs with N response tokens.
 
     Attributes:
-        loss: Objective of the batch, scalar, with gradient; what the host adds to it is the host's business.
+        loss: Objective of the batch, scalar, with gradient; what the host adds to it is the host's business. NaN, and
+            with it every gradient, where anything in it is not finite.
         chosen_rewards: [P], detached.
         rejected_rewards: [P], detached.
         nll_loss: −mean over pairs of the chosen response's mean log-probability, with gradient; None unless asked for.
@@ -54,13 +58,24 @@ class PreferenceStep:
         policy: The policy with its masks, as it was before the host put an engine around it.
         logging_steps: The host's; statistics of all tokens are computed when it logs, unless the config says when.
         nll_loss: Whether the host adds the chosen responses' negative log-likelihood to the loss.
+        on_fault: Told of a loss that is not finite. By default it is raised, or warned of under `on_nonfinite: skip`,
+            where the host must leave out updates whose gradient is not finite.
     """
 
-    def __init__(self, policy: MaskedPolicy, logging_steps: int = 1, nll_loss: bool = False) -> None:
+    def __init__(
+        self,
+        policy: MaskedPolicy,
+        logging_steps: int = 1,
+        nll_loss: bool = False,
+        on_fault: Callable[[NonFinite], None] | None = None,
+    ) -> None:
         self.policy = policy
         self.config, self.objective, self.masks = policy.loss_config, policy.objective, policy.masks
         self.metrics_every = self.config.metrics_every or logging_steps
         self.nll_loss = nll_loss
+        self.on_fault = on_fault or partial(stop_or_warn, on_nonfinite=self.config.on_nonfinite)
+        self.gradients = GradientWatch(policy)
+        self._last_alive: dict[str, int] = {}
         self._dead: set[str] = set()
 
     def __call__(
@@ -81,7 +96,7 @@ class PreferenceStep:
             number: The host's optimizer step.
 
         Raises:
-            SparsePOError: the loss is not finite.
+            SparsePOError: the loss is not finite, or a mask stays dead, where the config says to stop.
         """
         full = self._needs_full_statistics(number)
         features = read_frozen(tokens, self.policy.request, reference, oracle, self.config.offload_features)
@@ -90,10 +105,14 @@ class PreferenceStep:
         masks = None if output["masks"] is None else MaskPair(*output["masks"])
         # Not by a call: ZeRO-3 hooks every submodule of the policy, and expects them to run inside its forward.
         result = self.objective.forward(stats, masks, tokens)
-        _refuse_non_finite(result, number)
-        metrics = self._metrics(stats, masks, tokens, result, full)
+        metrics, finite = self._metrics(stats, masks, tokens, result, full)
+        if not finite:
+            terms = terms_of_loss(result, stats, masks, tokens, self.policy)
+            self.on_fault(fault_of_loss(terms, self.policy, features, reference, number))
+            result.loss = result.loss * math.nan  # the gradient of an infinite one may be finite
         if torch.is_grad_enabled():
-            self._warn_of_dead_masks(metrics, number)
+            self.gradients.keep(number, tokens, output["statistics"], output["masks"])
+            metrics |= self._watch_masks(metrics, number)
         return StepOutput(
             loss=result.loss,
             chosen_rewards=result.chosen_rewards,
@@ -117,24 +136,45 @@ class PreferenceStep:
         tokens: ResponseTokens,
         result: ObjectiveOutput,
         full: bool,
-    ) -> dict[str, float]:
-        """Numbers to log, in one copy from the device."""
+    ) -> tuple[dict[str, float], bool]:
+        """Numbers to log, and whether loss, rewards and masks are finite, in one copy from the device."""
         found = token_metrics(
             stats, masks, tokens, self.policy.expectation, full_statistics=full, independent=self.config.kl is not None
         )
         found |= result.metrics
-        values = [torch.as_tensor(value, dtype=torch.float32, device=result.loss.device) for value in found.values()]
-        return dict(zip(found, torch.stack(values).tolist(), strict=True)) if found else {}
+        # A sum is finite only if its terms are. An infinite weight or reward may leave the loss finite.
+        sums = [result.loss.detach(), result.chosen_rewards.sum(), result.rejected_rewards.sum()]
+        sums += [] if masks is None else [mask.detach().sum() for mask in masks]
+        values = [
+            torch.as_tensor(value, dtype=torch.float32, device=result.loss.device)
+            for value in (*sums, *found.values())
+        ]
+        numbers = torch.stack(values).tolist()
+        finite = all(map(math.isfinite, numbers[: len(sums)]))
+        return dict(zip(found, numbers[len(sums) :], strict=True)), finite
 
-    def _warn_of_dead_masks(self, metrics: dict[str, float], number: int) -> None:
-        """Say so when a mask that learns turns zero on a whole batch; it may never come back."""
+    def _watch_masks(self, metrics: dict[str, float], number: int) -> dict[str, float]:
+        """For how many steps in a row each mask that learns has been zero on every token; it may never come back.
+
+        Raises:
+            SparsePOError: for `PATIENCE`, with `on_dead_mask: stop`.
+        """
+        dead_steps = {}
         for role, mask in self.masks.named_children() if self.masks else ():
-            alive = min(metrics[f"sparsity_{role}_chosen"], metrics[f"sparsity_{role}_rejected"]) < 100.0
-            if alive or not learns(mask):
+            if not learns(mask):
+                continue
+            self._last_alive.setdefault(role, number - 1)
+            if min(metrics[f"sparsity_{role}_chosen"], metrics[f"sparsity_{role}_rejected"]) < 100.0:
+                self._last_alive[role] = number
                 self._dead.discard(role)
-            elif role not in self._dead:
+            steps = number - self._last_alive[role]
+            dead_steps[f"dead_steps_{role}"] = float(steps)
+            if steps >= PATIENCE and self.config.on_dead_mask == "stop":
+                raise SparsePOError(f"step {number}, the last of {steps} in a row: {self._advice_on_dead_mask(role)}")
+            if steps and role not in self._dead:
                 self._dead.add(role)
                 logger.warning("step %d: %s", number, self._advice_on_dead_mask(role))
+        return dead_steps
 
     def _advice_on_dead_mask(self, role: str) -> str:
         section = self.config.section
@@ -143,15 +183,3 @@ class PreferenceStep:
         if "min" in self.config.masks[role].options:
             advice += f", or set {section}.min above 0"
         return f"the {role} mask is zero on every response token of the batch; {advice}"
-
-
-def _refuse_non_finite(result: ObjectiveOutput, number: int) -> None:
-    if torch.isfinite(result.loss):
-        return
-    finite = torch.isfinite(result.chosen_rewards) & torch.isfinite(result.rejected_rewards)
-    pairs = (~finite).nonzero().flatten().tolist()
-    raise SparsePOError(
-        f"loss is {result.loss.item()} at step {number} (pairs {pairs} of the micro-batch): it must be finite; "
-        "a lower learning rate, of the policy or of its masks, or clipped gradients may help",
-        about="learning rate",
-    )

@@ -127,7 +127,7 @@ def refuse_idle_keys(config: LossConfig, masks: Masks | None) -> None:
         if config.objective[key] and not learns(masks.of(role)):
             idle[key] = f"mask {mask!r} has nothing to learn"
     if not learns(masks):
-        for key in {"mask_lr", "mask_weight_decay"} & config.model_fields_set:
+        for key in {"mask_lr", "mask_weight_decay", "on_dead_mask"} & config.model_fields_set:
             idle[key] = f"mask {config.reward.mask!r} has nothing to learn"
         seeded = any("seed" in parameters(type(mask)) for mask in masks.children())
         if config.kl == config.reward and not seeded:
@@ -166,9 +166,10 @@ def _first_look(mask: TokenMask, features: ReferenceFeatures, tokens: ResponseTo
     except Exception as error:
         raise SparsePOError(f"{name} failed: {fault(error, inspect.getsourcefile(type(mask)))}") from error
     if problem := _problem(weights, tokens, mask.signed):
-        broken = [key for key, value in features.tensors().items() if not value.isfinite().all()]
-        cause = f"; what it reads is not finite either ({', '.join(broken)})" if broken else ""
-        raise SparsePOError(f"{name} {problem}{cause}")
+        raise SparsePOError(f"{name} {problem}")
+    # Where what it reads is not finite the step finds out why.
+    if not weights.isfinite().all() and all(value.isfinite().all() for value in features.tensors().values()):
+        raise SparsePOError(f"{name} returns weights that are not finite, though all that it reads is")
     after = _fingerprints(features, tokens)
     if changed := [key for key in before if after.get(key) != before[key]]:
         raise SparsePOError(f"{name} changes {', '.join(changed)}, which masks may only read")
@@ -186,8 +187,6 @@ def _problem(weights: object, tokens: ResponseTokens, signed: bool) -> str | Non
         return f"returns {weights.dtype}, {needed}"
     if weights.device != tokens.labels.device:
         return f"returns weights on {weights.device}, the tokens are on {tokens.labels.device}"
-    if not weights.isfinite().all():
-        return "returns weights that are not finite"
     if not signed and (weights < 0).any():
         return (
             f"returns a negative weight ({weights.min().item():.3g}); a class whose weights may be says signed = True"

@@ -62,6 +62,14 @@ def check(config, tmp_path):
             ("sparsepo.metrics_every", "no effect", "model.nll_loss_coef"),
         ),
         ({"optim": "muon"}, ("optim: muon", "sparsepo.mask_lr")),
+        ({"sparsepo": {"on_nonfinite": "ignore"}}, ("sparsepo.on_nonfinite", "'stop' or 'skip'", "'ignore'")),
+        (
+            {
+                "sparsepo": {"on_nonfinite": "skip"},
+                "ds": {"zero_stage": 1, "param_dtype": "bf16", "grad_accum_dtype": "fp32"},
+            },
+            ("sparsepo.on_nonfinite: skip", "ds.zero_stage", "ds.grad_accum_dtype"),
+        ),
         ({"ds": {"lora": {"rank": 4}}, "ref": {"offload": True}}, ("ref.offload", "no effect")),
     ],
 )
@@ -133,9 +141,9 @@ def test_a_good_file_passes(config, tmp_path):
 
 def test_loss_that_is_not_a_number(config, launch):
     run = launch(config(adam={"lr": 1e30}, max_norm=0.0), processes=1)
-    assert run.code != 0
+    assert run.code == 2
     (line,) = [line for line in run.output.splitlines() if "sparsepo: error:" in line]
-    assert "loss is nan at step" in line and "adam.lr" in line
+    assert "not finite at step" in line and line.endswith("clipped gradients may help (adam.lr, max_norm)")
     assert not list((run.folder / "out").iterdir())
 
 

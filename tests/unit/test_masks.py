@@ -396,11 +396,11 @@ def test_independent_masks_start_apart(mask):
     assert not torch.equal(masks.reward, masks.kl)
 
 
-@pytest.mark.parametrize("key", ["l1_reward", "l1_kl", "mask_lr", "mask_weight_decay"])
+@pytest.mark.parametrize("key", ["l1_reward", "l1_kl", "mask_lr", "mask_weight_decay", "on_dead_mask"])
 @pytest.mark.parametrize("mask", ["uniform", "random", "activation"])
 def test_keys_for_learning_without_anything_to_learn_are_refused(key, mask):
     with pytest.raises(SparsePOError, match=rf"sparsepo\.{key} has no effect: mask '{mask}' has nothing to learn"):
-        build({"mask": mask, key: 0.1})
+        build({"mask": mask, key: "stop" if key == "on_dead_mask" else 0.1})
 
 
 @pytest.mark.parametrize("role", ["reward", "kl"])

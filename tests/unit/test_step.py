@@ -90,46 +90,6 @@ def test_vocabularies_must_agree():
     assert caught.value.about == "reference"
 
 
-def test_loss_that_is_not_finite_names_step_and_pair():
-    """One prompt token of the second pair's chosen sequence is broken; the first pair is sound."""
-    pairs = Pairs(TWO_PAIRS)
-    token = pairs.input_ids[1, 0]
-    pairs.input_ids[pairs.input_ids == token] = token - 1
-    pairs.input_ids[1, 0] = token
-    run = Run(pairs=pairs)
-    run.policy.model.embed_tokens.weight.data[token] = torch.nan
-    run.reference.config.vocab_size = run.policy.config.vocab_size
-    with pytest.raises(SparsePOError, match=r"loss is nan at step 7 \(pairs \[1\] of the micro-batch\)"):
-        run(7)
-
-
-@pytest.mark.parametrize(("side", "pair"), [("chosen", 0), ("rejected", 1)])
-def test_a_reward_of_one_side_that_is_not_finite(side, pair):
-    """The pair is named whichever of its two rewards it is."""
-    run = Run({"mask": "uniform", "expectation": "policy"})
-    sequence = pair if side == "chosen" else pair + 2
-    forward = run.wrapped.masks.reward.forward
-
-    def broken(features, tokens):
-        return forward(features, tokens).masked_fill(tokens.sequence == sequence, torch.nan)
-
-    run(1)
-    run.wrapped.masks.reward.forward = broken
-    with pytest.raises(
-        SparsePOError, match=rf"loss is nan at step 2 \(pairs \[{pair}\] of the micro-batch\)"
-    ) as caught:
-        run(2)
-    assert caught.value.about == "learning rate"
-
-
-def test_l1_that_is_not_finite_is_caught_too():
-    run = Run({"l1_reward": 0.1})
-    run(1)
-    run.wrapped.masks.reward.bias.data[:] = torch.inf
-    with pytest.raises(SparsePOError, match="at step 2"):
-        run(2)
-
-
 @pytest.fixture
 def warnings(caplog):
     caplog.set_level(logging.WARNING, logger="sparsepo_plugin")
@@ -211,6 +171,58 @@ def test_each_dead_mask_is_named(warnings):
     (message,) = warnings()
     assert "the kl mask" in message
     assert "sparsepo.l1_kl" in message
+
+
+def dead_steps(run, number):
+    return [run(number).metrics[f"dead_steps_{role}"] for role in run.wrapped.masks.names]
+
+
+def test_dead_steps_are_counted_until_a_mask_comes_back(warnings):
+    """Steps in a row, not micro-batches: one that is alive makes its step so, whichever it is."""
+    run = Run({"shared": False})
+    bias = run.wrapped.masks.kl.bias.data
+    counts = []
+    for number, dead in [(5, False), (6, True), (7, True), (7, True), (8, True), (8, False), (8, True), (9, True)]:
+        bias[:] = -100 if dead else 0.5
+        counts.append(dead_steps(run, number))
+    assert counts == [[0, count] for count in (0, 1, 2, 2, 3, 0, 0, 1)]
+
+
+def test_a_mask_that_is_dead_from_the_start_is_counted_from_there(warnings):
+    """Also in a run that goes on from a checkpoint."""
+    run = Run()
+    run.wrapped.masks.reward.bias.data[:] = -100
+    assert [dead_steps(run, number) for number in (41, 42)] == [[1], [2]]
+
+
+@pytest.mark.parametrize("on_dead_mask", ["warn", "stop"])
+def test_ten_dead_steps_stop_a_run_that_says_so(on_dead_mask, warnings):
+    run = Run({"on_dead_mask": on_dead_mask, "layers": "last"})
+    run(1)
+    run.wrapped.masks.reward.bias.data[:] = -100
+    for number in range(2, 11):
+        run(number)
+    (message,) = warnings()
+    assert message.startswith("step 2: the reward mask is zero on every response token")
+    if on_dead_mask == "warn":
+        assert dead_steps(run, 11) == [10]
+    else:
+        with pytest.raises(
+            SparsePOError, match=r"step 11, the last of 10 in a row: the reward mask is zero .*mask_lr"
+        ):
+            run(11)
+
+
+def test_only_masks_that_learn_can_die():
+    metrics = Run({"kl": {"mask": "uniform", "value": 0.0}})().metrics
+    assert "dead_steps_reward" in metrics
+    assert "dead_steps_kl" not in metrics
+
+
+def test_dead_steps_are_those_of_training():
+    run = Run()
+    with torch.no_grad():
+        assert "dead_steps_reward" not in run(1).metrics
 
 
 def test_uniform_zero_is_not_a_dead_mask(warnings):

@@ -52,6 +52,11 @@ def refuse_flags(args: SimpleNamespace, config: LossConfig) -> None:
         "ds.ring_attn_size: more than 1 needs the package ring_flash_attn, which is not installed": (
             ring and importlib.util.find_spec("ring_flash_attn") is None
         ),
+        f"{config.section}.on_nonfinite: skip is not possible with ds.zero_stage: 1 in bf16 and ds.grad_accum_dtype: "
+        "fp32, where DeepSpeed cannot leave an update out": (
+            config.on_nonfinite == "skip"
+            and (args.ds.zero_stage, args.ds.param_dtype, args.ds.grad_accum_dtype) == (1, "bf16", "fp32")
+        ),
         "ref.share: true needs LoRA (ds.lora.rank above 0), whose adapter can be switched off": (
             share and args.ds.lora.rank < 1
         ),

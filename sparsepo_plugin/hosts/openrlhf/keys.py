@@ -2,11 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from ...errors import SparsePOError
 
+Error = TypeVar("Error", bound=SparsePOError)
+
 _FLAGS = {
+    "policy": "model.model_name_or_path",
     "reference": "ref.model_name_or_path",
+    "dtype": "ds.param_dtype",
     "shared reference": "ref.share and ds.lora.rank",
     "sharded sequences": "ds.ring_attn_size",
     "learning rate": "adam.lr, max_norm",
@@ -20,6 +25,12 @@ def naming_flags() -> Iterator[None]:
     try:
         yield
     except SparsePOError as error:
-        if error.about is None:
-            raise
-        raise SparsePOError(f"{error} ({_FLAGS[error.about]})") from error
+        named(error)
+        raise
+
+
+def named(error: Error) -> Error:
+    """The same error, which now says it."""
+    if error.about is not None:
+        error.args, error.about = (f"{error} ({_FLAGS[error.about]})",), None
+    return error

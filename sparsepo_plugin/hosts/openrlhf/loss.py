@@ -21,6 +21,7 @@ from ...registry import OBJECTIVES, import_plugins
 from ...step import PreferenceStep
 from ...texts import Joining, encode
 from .checks import LEAST_COEF, check_models, refuse_flags, shares_reference
+from .guard import Guard
 from .keys import naming_flags
 from .layout import layout
 from .pairs import check_pairs, first_pair
@@ -149,7 +150,9 @@ class TokenLoss(PreferenceLoss):
             _gather_reference_head(policy)
         model.model = policy
         self.reference = reference
-        self.preference_step = PreferenceStep(policy, args.logger.logging_steps, args.model.nll_loss_coef > LEAST_COEF)
+        self.guard = Guard(policy)
+        reads_nll = args.model.nll_loss_coef > LEAST_COEF
+        self.preference_step = PreferenceStep(policy, args.logger.logging_steps, reads_nll, self.guard.note)
         self.oracle = None
         if "oracle_logps" in policy.request.needs:
             self.oracle = _load_oracle(self.config.oracle, args, self.strategy)
@@ -185,6 +188,35 @@ class TokenLoss(PreferenceLoss):
             loss = loss + output.nll_loss * flags.nll_loss_coef
             logs["nll_loss"] = output.nll_loss.item()
         return loss, output.loss, output.chosen_rewards, output.rejected_rewards, logs
+
+    def update(self, trainer: Any) -> dict[str, float]:
+        """The optimizer step after a backward, unless a gradient is not finite.
+
+        Args:
+            trainer: The DPOTrainer.
+
+        Returns:
+            Where steps may be left out, how many were so far.
+
+        Raises:
+            SparsePOError: a gradient is not finite, and the run does not skip such steps.
+        """
+        engine = trainer.model.model
+        self.guard.check_gradients(engine, self.preference_step.gradients)
+        super().update(trainer)
+        skips = self.config.on_nonfinite == "skip" or engine.fp16_enabled()
+        return {"skipped_steps": float(engine.skipped_steps)} if skips else {}
+
+    def before_save(self, model: Any) -> None:
+        """Refuse to save weights that are not finite.
+
+        Args:
+            model: The policy's Actor.
+
+        Raises:
+            SparsePOError: names the first one.
+        """
+        self.guard.check_weights(model.model)
 
     def _describe(self, read: Any) -> RunDescription:
         """The run, for whoever asks it later; `read` is the config of the model that the masks read."""
