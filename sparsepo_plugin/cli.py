@@ -61,11 +61,16 @@ def check(
     ] = False,
 ) -> None:
     """Validate FILE.yaml, its models' configs and every pair of its data, without training."""
+    from .hosts.openrlhf.checks import check_run
+
     with one_line_errors():
         host = load_host()
         args = host.parse_args(["--config", str(file), *context.args])
         loss = host.get_loss_class(args.loss, args.loss_plugins)(args)
-        loss.check(host.get_strategy(args))
+        if args.loss is None:
+            check_run(args, host.get_strategy(args), None)
+        else:
+            loss.check(host.get_strategy(args))
         if causality:
             if args.loss is None:
                 raise SparsePOError("--causality has no effect: OpenRLHF's own DPO reads no masks")

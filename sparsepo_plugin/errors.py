@@ -44,8 +44,8 @@ def fault(error: BaseException, source: str | None = None) -> str:
 def one_line_errors(echo: Callable[[str], Any] = lambda line: print(line, file=sys.stderr)) -> Iterator[None]:
     """Turn bad input into one line and exit code 2.
 
-    Mistakes in the configuration are seen by every rank and told by the first; those met on the way (a row of one
-    rank's share, a loss that is not finite) are told by the rank that met them.
+    Mistakes that every rank meets (`met_by_all`, and all before ranks know of each other) are told by the first; those
+    met on the way, such as a loss that is not finite, by the rank that met them.
     """
     try:
         yield
@@ -54,9 +54,24 @@ def one_line_errors(echo: Callable[[str], Any] = lambda line: print(line, file=s
         if not (isinstance(error, SparsePOError) or type(error).__name__ == "ConfigError"):
             raise
         rank = os.environ.get("RANK", "0")
-        if rank == "0" or _distributed():
+        together = _distributed() and getattr(error, "met_by_all", False)
+        if rank == "0" or (_distributed() and not together):
             echo(f"sparsepo: error: {error}" + ("" if rank == "0" else f" (rank {rank})"))
+        if together:  # a launcher ends all ranks as soon as one has left, also one that is about to tell
+            import torch.distributed as dist
+
+            dist.barrier()
         sys.exit(2)
+
+
+@contextmanager
+def met_by_all() -> Iterator[None]:
+    """Within the context every rank meets the same mistakes, so that the first alone tells them."""
+    try:
+        yield
+    except ValueError as error:
+        error.met_by_all = True
+        raise
 
 
 def _distributed() -> bool:
