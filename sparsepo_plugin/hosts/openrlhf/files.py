@@ -3,60 +3,62 @@
 import codecs
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 _NEEDED = "one JSON object a line, or a list of objects, is needed"
 
-# What is wrong with a row, or None, in the order of the rows.
+# What is wrong with each row, or None.
 Faults = Iterator[str | None]
+FaultOf = Callable[[dict[str, Any]], str | None]
 
 
-def faults(path: Path) -> Faults:
-    """Why each row of a file can or cannot be read; lines that are empty and the head of a CSV file are no rows.
+def faults(path: Path, fault_of: FaultOf) -> Faults:
+    """What is wrong with each row of a file; lines that are empty and the head of a CSV file are no rows.
 
     Args:
         path: A file; those that are neither JSON nor CSV are taken as they are, and yield nothing.
+        fault_of: What else is wrong with a JSON object.
 
     Raises:
         OSError: it cannot be opened.
         ValueError: its head names a column twice.
     """
     if path.suffix in (".json", ".jsonl"):
-        return _json_faults(path)
+        return _json_faults(path, fault_of)
     return _csv_faults(path) if path.suffix == ".csv" else iter(())
 
 
-def _json_faults(path: Path) -> Faults:
+def _json_faults(path: Path, fault_of: FaultOf) -> Faults:
     with path.open("rb") as file:
         lines = (line for line in file if line.strip())
         first = next(lines, b"").removeprefix(codecs.BOM_UTF8)
         if first.startswith(b"["):
-            yield from _list_faults(first + file.read())
-        elif first.strip():
-            yield _line_fault(first)
-            yield from map(_line_fault, lines)
+            yield from _list_faults(first + file.read(), fault_of)
+        else:
+            yield from (_line_fault(line, fault_of) for line in chain([first], lines) if line.strip())
 
 
-def _list_faults(content: bytes) -> Faults:
+def _list_faults(content: bytes, fault_of: FaultOf) -> Faults:
     try:
         items = _parse(content)
     except ValueError as error:
         yield f"a list begins here that is not JSON: {error}; {_NEEDED}"
     else:
-        yield from map(_item_fault, items)
+        yield from (_item_fault(item, fault_of) for item in items)
 
 
-def _line_fault(line: bytes) -> str | None:
+def _line_fault(line: bytes, fault_of: FaultOf) -> str | None:
     try:
-        return _item_fault(_parse(line))
+        return _item_fault(_parse(line), fault_of)
     except ValueError as error:
         return f"not JSON: {error}; {_NEEDED}"
 
 
-def _item_fault(item: Any) -> str | None:
-    return None if isinstance(item, dict) else f"{json.dumps(item):.40} is no object; {_NEEDED}"
+def _item_fault(item: Any, fault_of: FaultOf) -> str | None:
+    return fault_of(item) if isinstance(item, dict) else f"{json.dumps(item):.40} is no object; {_NEEDED}"
 
 
 def _parse(content: bytes) -> Any:

@@ -51,11 +51,8 @@ def check_pairs(args: SimpleNamespace, strategy: Any, model_config: Any) -> BadR
     refuse_keys(args)
     judge = RowJudge(args, load_tokenizer(args, strategy, model_config), model_config)
     sources = {source.identity: source for part in parts(args) for source in part.sources}
-    _refuse_unreadable(sources.values())
-    found = {}
-    with contextlib.redirect_stdout(io.StringIO()):  # OpenRLHF tells of every data set when it reads it to train on
-        for identity, source in sources.items():
-            found[identity] = _look_at(source.read(strategy), source, judge)
+    _refuse_unreadable(chain.from_iterable(source.faults() for source in sources.values()))
+    found = {identity: _look_at(_read(source, judge, strategy), source, judge) for identity, source in sources.items()}
     _tell_bad(sources, found, drop=args.data.on_bad_row == "drop")
     _tell_idle(sources, found, args.data.max_len)
     for part in parts(args):
@@ -67,13 +64,23 @@ def first_pair(args: SimpleNamespace, strategy: Any, model_config: Any) -> tuple
     """The tokenizer, and the first training row that is one, after `check_pairs`."""
     tokenizer = load_tokenizer(args, strategy, model_config)
     judge = RowJudge(args, tokenizer, model_config)
-    rows = chain.from_iterable(source.read(strategy) for source in parts(args)[0].sources)
+    rows = chain.from_iterable(_read(source, judge, strategy) for source in parts(args)[0].sources)
     return tokenizer, next(texts for row in rows if isinstance(texts := judge.texts(row), Texts))
 
 
-def _refuse_unreadable(sources: Iterable[Source]) -> None:
+def _read(source: Source, judge: RowJudge, strategy: Any) -> Any:
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # OpenRLHF tells of a data set when it reads it to train on
+            return source.read(strategy)
+    except SparsePOError:
+        # A reader that fails names no row; most often a column has texts and something else.
+        _refuse_unreadable(source.faults(judge.wrong_kind))
+        raise
+
+
+def _refuse_unreadable(faults: Iterable[tuple[str, str | None]]) -> None:
     rows, bad, lines = 0, 0, []
-    for place, fault in chain.from_iterable(source.faults() for source in sources):
+    for place, fault in faults:
         rows += 1
         if fault is not None:
             bad += 1

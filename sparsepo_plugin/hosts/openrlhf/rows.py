@@ -118,14 +118,18 @@ class RowJudge:
         judged = map(self._judge, pairs, prompts, chosen, rejected)
         return [Verdict(pair) if isinstance(pair, str) else next(judged) for pair in texts]
 
+    def wrong_kind(self, row: dict[str, Any]) -> str | None:
+        """Which column of a row is neither text nor, for a chat template, messages."""
+        fault_of = _messages_fault if self.data.apply_chat_template else _text_fault
+        return next((f"{key} {fault}" for key in self.columns if (fault := fault_of(row.get(key)))), None)
+
     def texts(self, row: dict[str, Any]) -> Texts | str:
         """The texts of a row, or why there are none."""
         from openrlhf.datasets.reward_dataset import preprocess_data
 
+        if fault := self.wrong_kind(row):
+            return fault
         keys, chat = (self.prompt_key, *self.response_keys), self.data.apply_chat_template
-        for key in self.columns:
-            if fault := _messages_fault(row[key]) if chat else _text_fault(row[key]):
-                return f"{key} {fault}"
         rendered: list[str] = []
 
         def render(messages: Any, **options: Any) -> str:
@@ -162,7 +166,7 @@ class RowJudge:
             return f"prompt and {key} have {len(ids)} tokens, data.max_len is {self.data.max_len}; raise it"
         if self.positions is not None and len(ids) > self.positions:
             return f"prompt and {key} have {len(ids)} tokens, the model has positions for {self.positions}"
-        if len(ids) < max(prompt, 1) + 2:
+        if len(ids) < prompt + 2:
             return f"the tokenizer makes no token of {key}"
         if (greatest := max(ids[:-1])) >= self.vocabulary:  # the last becomes the end of sequence
             return f"the tokenizer makes token {greatest} of prompt and {key}, the model has {self.vocabulary} tokens"

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import SparsePOError
 from ..models import first_line
-from .files import faults
+from .files import FaultOf, faults
 
 _ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
 
@@ -144,8 +144,11 @@ class Source:
         if not path.exists() and (name.endswith(_ENDINGS) or name.startswith(("/", ".", "~"))):
             raise SparsePOError(f"{key}: {name} does not exist; a file ({endings}), a folder or a hub name is needed")
 
-    def faults(self) -> Iterator[tuple[str, str | None]]:
-        """Every row of its text files: where it stands, and why it is none, or None if it is one.
+    def faults(self, fault_of: FaultOf = lambda row: None) -> Iterator[tuple[str, str | None]]:
+        """Every row of its text files: where it stands, and why it cannot be read, or None.
+
+        Args:
+            fault_of: What else is wrong with a row of a JSON file.
 
         Raises:
             SparsePOError: a file cannot be opened or has no rows.
@@ -153,7 +156,7 @@ class Source:
         for file in self.files:
             row = 0
             try:
-                for row, fault in enumerate(faults(file), start=1):
+                for row, fault in enumerate(faults(file, fault_of), start=1):
                     yield f"{file}, row {row}", fault
             except (OSError, ValueError) as error:
                 reason = error.strerror if isinstance(error, OSError) else error
