@@ -42,7 +42,9 @@ def load_tokenizer(args: SimpleNamespace, strategy: Any, model_config: Any) -> A
         tokenizer = get_tokenizer(name, None, "right", strategy, use_fast=fast, trust_remote_code=remote_code)
     except Exception as error:  # whatever its files make the libraries raise
         raise SparsePOError(f"{key}: no tokenizer can be loaded from {name}: {_told(error)}") from error
-    if tokenizer.eos_token is None:
+    if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):  # transformers makes one of nothing
+        raise SparsePOError(f"{key}: {name} has no tokenizer, or an empty one; tokenizer.json is needed in its folder")
+    if not tokenizer.eos_token or tokenizer.eos_token_id is None:
         raise SparsePOError(f"{key}: the tokenizer of {name} has no eos_token, with which every response ends")
     vocabulary = model_config.get_text_config().vocab_size
     for token in ("eos_token", "pad_token"):
