@@ -60,12 +60,17 @@ def check(
     ] = False,
 ) -> None:
     """Validate FILE.yaml, its models' configs and every pair of its data, without training."""
+    from .hosts.openrlhf.checks import check_run
+
     with one_line_errors():
         host = load_host()
         args = host.parse_args(["--config", str(file), *context.args])
         loss = host.get_loss_class(args.loss, args.loss_plugins)(args)
         strategy = host.get_strategy(args)
-        loss.check(strategy)
+        if args.loss is None:
+            check_run(args, strategy, None)
+        else:
+            loss.check(strategy)
         strategy.find_checkpoint(loss.run_options(), loss.restored_options())
         if causality:
             if args.loss is None:

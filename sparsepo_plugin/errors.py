@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,10 +20,10 @@ class SparsePOError(ValueError):
         about: What a flag of the host decides, such as `reference`; the host adds the flag's name.
 
     Attributes:
-        on_all_ranks: Whether every rank raises it, so that the first alone needs to tell.
+        met_by_all: Whether every rank raises it, so that the first alone needs to tell.
     """
 
-    on_all_ranks: bool = False
+    met_by_all: bool = False
 
     def __init__(self, message: str, about: str | None = None) -> None:
         super().__init__(message)
@@ -49,8 +50,8 @@ def fault(error: BaseException, source: str | None = None) -> str:
 def one_line_errors(echo: Callable[[str], Any] = lambda line: print(line, file=sys.stderr)) -> Iterator[None]:
     """Turn bad input into one line and exit code 2.
 
-    Mistakes in the configuration are seen by every rank and told by the first; those met on the way (a row of one
-    rank's share) are told by the rank that met them, unless they are known to be of all.
+    Mistakes that every rank meets (`met_by_all`, and all before ranks know of each other) are told by the first; those
+    met on the way, such as a mask that fails, by the rank that met them.
     """
     try:
         yield
@@ -59,9 +60,22 @@ def one_line_errors(echo: Callable[[str], Any] = lambda line: print(line, file=s
         if not (isinstance(error, SparsePOError) or type(error).__name__ == "ConfigError"):
             raise
         rank = os.environ.get("RANK", "0")
-        if rank == "0" or (_distributed() and not getattr(error, "on_all_ranks", False)):
+        together = _distributed() and getattr(error, "met_by_all", False)
+        if rank == "0" or (_distributed() and not together):
             echo(f"sparsepo: error: {error}" + ("" if rank == "0" else f" (rank {rank})"))
+        elif together:  # a launcher ends all ranks as soon as one has left, also the first, which is about to tell
+            time.sleep(1)
         sys.exit(2)
+
+
+@contextmanager
+def met_by_all() -> Iterator[None]:
+    """Within the context every rank meets the same mistakes, so that the first alone tells them."""
+    try:
+        yield
+    except ValueError as error:
+        error.met_by_all = True
+        raise
 
 
 def _distributed() -> bool:

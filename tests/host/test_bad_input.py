@@ -150,9 +150,12 @@ def test_loss_that_is_not_a_number(config, launch):
 @pytest.mark.parametrize("launcher", ["fork", "torchrun"])
 def test_an_empty_response_stops_two_processes(launcher, config, launch, tmp_path):
     file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in [*[PAIR] * 9, {**PAIR, "rejected": ""}]))
+    bad = {**PAIR, "rejected": ""}
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*[PAIR] * 9, bad, *[PAIR] * 1000, bad]))
     run = launch(config(data={"dataset": str(file)}, train={"micro_batch_size": 4}), processes=2, launcher=launcher)
     assert run.code != 0
     (line,) = [line for line in run.output.splitlines() if "sparsepo: error:" in line]
-    assert "row 10: rejected is empty" in line
+    assert "row 10: rejected is empty" in line and "(2 of 1011 rows" in line and "(rank" not in line
+    listed = [line for line in run.output.splitlines() if line.startswith(f"  {file}, row ")]
+    assert [line.split(":")[0].split()[-1] for line in listed] == ["10", "1011"]  # one in the share of each rank
     assert not (run.folder / "out").exists()

@@ -57,7 +57,9 @@ def test_a_mistake_met_in_training_is_one_line(config, sparsepo, tmp_path):
     done = sparsepo("train", str(file))
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-    assert line == f"sparsepo: error: {pairs}, row 1: rejected is empty; a response needs at least one word"
+    assert line.startswith(
+        f"sparsepo: error: {pairs}, row 1: rejected is empty; a response needs at least one word (8 of"
+    )
 
 
 @pytest.mark.parametrize("start", STARTS)

@@ -2,12 +2,14 @@
 
 import importlib.util
 from types import SimpleNamespace
+from typing import Any
 
 from ...config import LossConfig, objective_class, taken_from_host
 from ...errors import SparsePOError
 from ...masks import learns
 from ..models import masks_over, read_configs, refuse_idle_dropout
 from .keys import naming_flags
+from .pairs import BadRows, check_pairs
 
 LEAST_COEF = 1e-8  # below, OpenRLHF leaves an extra loss out
 _DEFAULTS = {"beta": 0.1, "label_smoothing": 0.0}  # OpenRLHF's
@@ -20,6 +22,18 @@ def shares_reference(args: SimpleNamespace) -> bool:
     return args.ds.lora.rank > 0 and args.ref.model_name_or_path == args.model.model_name_or_path
 
 
+def refuse_missing(args: SimpleNamespace) -> None:
+    """Refuse a run without model or data.
+
+    Raises:
+        SparsePOError: names the key.
+    """
+    if not args.model.model_name_or_path:
+        raise SparsePOError("model.model_name_or_path is missing: a folder or a hub name is needed")
+    if not args.data.dataset:
+        raise SparsePOError("data.dataset is missing: a file, a folder or a hub name is needed")
+
+
 def refuse_flags(args: SimpleNamespace, config: LossConfig) -> None:
     """Refuse flags of OpenRLHF that a token-level loss cannot honour.
 
@@ -30,12 +44,11 @@ def refuse_flags(args: SimpleNamespace, config: LossConfig) -> None:
     Raises:
         SparsePOError: names the flag and the reason.
     """
+    refuse_missing(args)
     loss, share = config.loss, config.uses_reference and shares_reference(args)
     other_reference = args.ref.model_name_or_path != args.model.model_name_or_path
     ring, taken = args.ds.ring_attn_size > 1, taken_from_host(objective_class(loss))
     refusals = {
-        "model.model_name_or_path is missing: a folder or a hub name is needed": not args.model.model_name_or_path,
-        "data.dataset is missing: a file, a folder or a hub name is needed": not args.data.dataset,
         f"model.ipo_enable: IPO is OpenRLHF's own DPO with another loss, loss: {loss} cannot use it": (
             args.model.ipo_enable
         ),
@@ -73,8 +86,29 @@ def refuse_flags(args: SimpleNamespace, config: LossConfig) -> None:
             raise SparsePOError(reason)
 
 
-def check_models(args: SimpleNamespace, config: LossConfig) -> None:
-    """Read the configs of all models, and lay the masks over the reference.
+def check_run(args: SimpleNamespace, strategy: Any, config: LossConfig | None) -> BadRows:
+    """Find what can be found before training.
+
+    Args:
+        args: OpenRLHF's arguments.
+        strategy: OpenRLHF's strategy.
+        config: The loss; None is OpenRLHF's own DPO.
+
+    Returns:
+        The rows that `data.on_bad_row: drop` leaves out.
+
+    Raises:
+        SparsePOError: a model, a key of the masks, or a row of the data; the line names it.
+    """
+    refuse_missing(args)
+    return check_pairs(args, strategy, check_models(args, config))
+
+
+def check_models(args: SimpleNamespace, config: LossConfig | None) -> Any:
+    """Read the configs of all models, and lay the masks of a loss over the reference.
+
+    Returns:
+        The policy's config.
 
     Raises:
         SparsePOError: a model is missing, cannot be used, or has no router for `model.aux_loss_coef`; or a key of the
@@ -85,19 +119,25 @@ def check_models(args: SimpleNamespace, config: LossConfig) -> None:
     for key, model in configs.items():
         if args.model.aux_loss_coef > LEAST_COEF and not hasattr(model, "output_router_logits"):
             raise SparsePOError(f"model.aux_loss_coef has no effect: {model.model_type} ({key}) has no expert router")
-    refuse_idle_dropout(configs["model.model_name_or_path"], config)
-    read = configs.get("ref.model_name_or_path", configs["model.model_name_or_path"])
+    policy = configs["model.model_name_or_path"]
+    if config is not None:
+        _check_masks(policy, configs.get("ref.model_name_or_path", policy), args, config)
+    return policy
+
+
+def _check_masks(policy: Any, read: Any, args: SimpleNamespace, config: LossConfig) -> None:
+    refuse_idle_dropout(policy, config)
     masks = masks_over(read, config, args.train.seed)
     if args.optim == "muon" and masks and learns(masks):
         _refuse_mask_group(config)
 
 
-def model_names(args: SimpleNamespace, config: LossConfig) -> dict[str, str]:
+def model_names(args: SimpleNamespace, config: LossConfig | None) -> dict[str, str]:
     """Every model of the run, by its key."""
     names = {"model.model_name_or_path": args.model.model_name_or_path}
-    if config.uses_reference:
+    if config is None or config.uses_reference:
         names["ref.model_name_or_path"] = args.ref.model_name_or_path
-    if config.oracle is not None:
+    if config is not None and config.oracle is not None:
         names[f"{config.section}.oracle"] = config.oracle
     return names
 

@@ -99,7 +99,7 @@ class Guard:
 
 def _stop_or_warn_once(fault: NonFinite, on_nonfinite: str) -> None:
     """As `stop_or_warn`, on all ranks, of which the first tells."""
-    fault.on_all_ranks = True
+    fault.met_by_all = True
     if fault.lasting or on_nonfinite == "stop" or dist.get_rank() == 0:
         stop_or_warn(fault, on_nonfinite)
 

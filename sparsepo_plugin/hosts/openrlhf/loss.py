@@ -13,18 +13,18 @@ from ...causality import first_leak
 from ...checkpoint import RunDescription, versions_of
 from ...config import LossConfig
 from ...decoder import load_decoder
-from ...errors import SparsePOError
+from ...errors import SparsePOError, met_by_all
 from ...masks import build_masks
 from ...policy import PolicyOutput
 from ...reference import Runner
 from ...registry import OBJECTIVES, import_plugins
 from ...step import PreferenceStep
 from ...texts import Joining, encode
-from .checks import LEAST_COEF, check_models, refuse_flags, shares_reference
+from .checks import LEAST_COEF, check_run, refuse_flags, shares_reference
 from .guard import Guard
 from .keys import naming_flags
 from .layout import layout
-from .pairs import check_pairs, first_pair
+from .pairs import first_pair
 from .policy import HostedPolicy
 
 _CAUSALITY_TOKENS = 64  # of each response are enough to see what a mask looks at; each costs a forward
@@ -78,8 +78,13 @@ class TokenLoss(PreferenceLoss):
             SparsePOError: a model, a key of the masks, or a row of the data; the line names it.
         """
         self.strategy = strategy
-        check_models(self.args, self.config)
-        check_pairs(self.args, strategy)
+        with met_by_all():
+            self.bad_rows = check_run(self.args, strategy, self.config)
+
+    def select_rows(self, dataset: str, split: str, rows: Any) -> Any:
+        """The rows of a data set without those that `data.on_bad_row: drop` leaves out."""
+        bad = self.bad_rows[dataset, split]
+        return rows.select([index for index in range(len(rows)) if index not in bad]) if bad else rows
 
     def run_options(self) -> dict[str, Any]:
         """Options that a checkpoint must have been written with to be resumed, by key of the YAML."""
@@ -118,7 +123,7 @@ class TokenLoss(PreferenceLoss):
         oracle = config.oracle and load(config.oracle, f"{config.section}.oracle")
         text = model.config.get_text_config()
         masks = build_masks(config, text.hidden_size, text.num_hidden_layers, args.train.seed).eval()
-        tokenizer, (prompt, *responses) = first_pair(args, self.strategy)
+        tokenizer, (prompt, *responses) = first_pair(args, self.strategy, model.config)
         encoded = [encode(tokenizer, prompt, response) for response in responses]
         sequences = [torch.tensor(ids[: start + _CAUSALITY_TOKENS]) for ids, start in encoded]
         leaks = first_leak(masks, model, sequences, [start for _, start in encoded], oracle or None)

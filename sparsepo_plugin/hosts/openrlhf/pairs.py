@@ -1,126 +1,173 @@
-"""The rows that a run will train on, read as OpenRLHF reads them, and refused where they cannot be trained on."""
+"""The pairs that a run will train on, read as OpenRLHF reads them: what it cannot train on is refused or left out."""
 
-from collections.abc import Iterator
-from pathlib import Path
+import contextlib
+import io
+import sys
+from collections.abc import Iterable
+from itertools import chain, islice
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch.distributed as dist
 
 from ...errors import SparsePOError
-from ...texts import joined
-from ..models import first_line
+from .rows import RowJudge, Texts, Verdict, load_tokenizer
+from .sources import Part, Source, parts, refuse_keys
 
-_FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".py")
+LISTED = 20  # bad rows are told one by one, the rest are counted
+_BATCH = 512  # rows go through the tokenizer together
+
+# Indices of rows that are not trained on, by what OpenRLHF calls a data set: its name and its split.
+BadRows = dict[tuple[str, str], set[int]]
 
 
-def check_pairs(args: SimpleNamespace, strategy: Any) -> None:
+class Found(NamedTuple):
+    """What there is to say of the rows of one data set, by their index."""
+
+    rows: int
+    bad: list[int]
+    reasons: list[tuple[int, str]]  # of the first LISTED
+    left_out: list[int]  # by OpenRLHF, for the length of their prompt
+    same: int  # pairs whose responses are the same
+
+
+def check_pairs(args: SimpleNamespace, strategy: Any, model_config: Any) -> BadRows:
     """Read the training and evaluation pairs as OpenRLHF will, and look at every row.
 
-    Each rank looks at its share of the rows.
+    Each rank looks at its share of the rows, and all come to the same end. The first lists bad rows on stderr.
+
+    Args:
+        args: OpenRLHF's arguments.
+        strategy: OpenRLHF's strategy.
+        model_config: Hugging Face config of the policy.
+
+    Returns:
+        The rows to leave out; there are some only where `data.on_bad_row` is `drop`.
 
     Raises:
-        SparsePOError: a file or column is missing, there are fewer pairs than a batch, or a row cannot be trained on;
-            names the file and the row, counted from 1.
+        SparsePOError: a key of the data or the tokenizer is wrong; a file or column is missing; there are fewer pairs
+            than a batch; or a row cannot be read or trained on. The line names the key, or file and row from 1.
     """
-    tokenizer = _load_tokenizer(args, strategy)
-    for flag, names in (("data.dataset", args.data.dataset), ("eval.dataset", args.eval.dataset)):
-        if names:
-            data = _read(flag, names, args, strategy)
-            _check_rows(names, data, args, tokenizer, strategy)
-            if flag == "data.dataset" and len(data) < args.train.batch_size:
-                raise SparsePOError(
-                    f"{flag}: {names} has {len(data)} pairs, train.batch_size is {args.train.batch_size}"
-                )
+    refuse_keys(args)
+    judge = RowJudge(args, load_tokenizer(args, strategy, model_config), model_config)
+    sources = {source.identity: source for part in parts(args) for source in part.sources}
+    _refuse_unreadable(chain.from_iterable(source.faults() for source in sources.values()))
+    found = {identity: _look_at(_read(source, judge, strategy), source, judge) for identity, source in sources.items()}
+    _tell_bad(sources, found, drop=args.data.on_bad_row == "drop")
+    _tell_idle(sources, found, args.data.max_len)
+    for part in parts(args):
+        _refuse_few(part, found, args, strategy)
+    return {identity: set(each.bad) for identity, each in found.items()}
 
 
-def first_pair(args: SimpleNamespace, strategy: Any) -> tuple[Any, tuple[str, str, str]]:
-    """The tokenizer, and the first training row: prompt, chosen and rejected as they are joined."""
-    tokenizer = _load_tokenizer(args, strategy)
-    data = _read("data.dataset", args.data.dataset, args, strategy)
-    _, prompt, responses = next(_texts(args.data.dataset, data, args, tokenizer, strategy))
-    return tokenizer, (prompt, *responses.values())
+def first_pair(args: SimpleNamespace, strategy: Any, model_config: Any) -> tuple[Any, Texts]:
+    """The tokenizer, and the first training row that is one, after `check_pairs`."""
+    tokenizer = load_tokenizer(args, strategy, model_config)
+    judge = RowJudge(args, tokenizer, model_config)
+    rows = chain.from_iterable(_read(source, judge, strategy) for source in parts(args)[0].sources)
+    return tokenizer, next(texts for row in rows if isinstance(texts := judge.texts(row), Texts))
 
 
-def _load_tokenizer(args: SimpleNamespace, strategy: Any) -> Any:
-    """The policy's tokenizer, as OpenRLHF loads it, with the chat template of the run.
-
-    Raises:
-        SparsePOError: a chat template is asked for and there is none.
-    """
-    from openrlhf.utils import get_tokenizer
-
-    name, fast = args.model.model_name_or_path, not args.data.disable_fast_tokenizer
-    remote_code = args.model.trust_remote_code
-    tokenizer = get_tokenizer(name, None, "right", strategy, use_fast=fast, trust_remote_code=remote_code)
-    if args.data.apply_chat_template:
-        tokenizer.chat_template = args.data.tokenizer_chat_template or tokenizer.chat_template
-        if not tokenizer.chat_template:
-            raise SparsePOError("data.apply_chat_template: the tokenizer has none; give data.tokenizer_chat_template")
-    return tokenizer
-
-
-def _read(flag: str, names: str, args: SimpleNamespace, strategy: Any) -> Any:
-    """The rows of training or evaluation."""
-    from openrlhf.datasets.utils import blending_datasets
-
-    _check_files(flag, names)
-    training = flag == "data.dataset"
-    probabilities, split = (args.data.dataset_probs, args.data.dataset_split) if training else (None, args.eval.split)
+def _read(source: Source, judge: RowJudge, strategy: Any) -> Any:
     try:
-        data = blending_datasets(names, probabilities, strategy, args.train.seed, dataset_split=split)
-    except (OSError, ValueError) as error:
-        raise SparsePOError(f"{flag}: {names} cannot be read: {first_line(error)}") from error
-    if hasattr(data, "keys"):
-        raise SparsePOError(f"{flag}: {names} has the splits {', '.join(data)}; none is called {split!r}")
-    return data.select(range(min(args.data.max_samples, len(data)))) if training else data
+        with contextlib.redirect_stdout(io.StringIO()):  # OpenRLHF tells of a data set when it reads it to train on
+            return source.read(strategy)
+    except SparsePOError:
+        # A reader that fails names no row; most often a column has texts and something else.
+        _refuse_unreadable(source.faults(judge.wrong_kind))
+        raise
 
 
-def _check_files(flag: str, names: str) -> None:
-    for name in names.split(","):
-        path = name.split("@")[0].strip()
-        if path.endswith(_FILE_ENDINGS) and not Path(path).is_file():
-            raise SparsePOError(f"{flag}: {path} does not exist; a file, a folder or a hub name is needed")
+def _refuse_unreadable(faults: Iterable[tuple[str, str | None]]) -> None:
+    rows, bad, lines = 0, 0, []
+    for place, fault in faults:
+        rows += 1
+        if fault is not None:
+            bad += 1
+            lines += [f"{place}: {fault}"] if bad <= LISTED else []
+    if bad:
+        _list(lines, bad)
+        raise SparsePOError(f"{lines[0]} ({bad} of {rows} rows cannot be read)")
 
 
-def _check_rows(names: str, data: Any, args: SimpleNamespace, tokenizer: Any, strategy: Any) -> None:
-    keys = {"data.prompt_key": args.data.prompt_key, "data.chosen_key": args.data.chosen_key}
-    for flag, key in {**keys, "data.rejected_key": args.data.rejected_key}.items():
-        if key and key not in data.column_names:
-            raise SparsePOError(f"{flag}: {names} has no column {key!r}; columns are {', '.join(data.column_names)}")
-    for row, prompt, responses in _texts(names, data, args, tokenizer, strategy):
-        if _length(tokenizer, prompt) >= args.data.max_len - 2:
-            continue  # OpenRLHF drops such pairs itself
-        for key, response in responses.items():
-            if not response.strip():
-                raise SparsePOError(f"{names}, row {row}: {key} is empty; a response needs at least one word")
-            length = _length(tokenizer, joined(tokenizer, prompt, response))
-            if length > args.data.max_len:
-                raise SparsePOError(
-                    f"{names}, row {row}: prompt and {key} have {length} tokens, data.max_len is {args.data.max_len}; "
-                    "raise it or drop the row"
-                )
+def _look_at(data: Any, source: Source, judge: RowJudge) -> Found:
+    """Judge this rank's share of the rows and gather what all have found."""
+    judge.refuse_columns(data.column_names, source.name)
+    data = data.select_columns(judge.columns)
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    verdicts: dict[int, Verdict] = {}
+    for start in range(rank * _BATCH, len(data), ranks * _BATCH):
+        rows = list(data.select(range(start, min(start + _BATCH, len(data)))))
+        told = enumerate(judge(rows), start=start)
+        verdicts.update((index, verdict) for index, verdict in told if verdict != Verdict())
+    bad = {index: verdict.fault for index, verdict in verdicts.items() if verdict.fault is not None}
+    mine = Found(
+        rows=len(data),
+        bad=list(bad),
+        reasons=list(islice(bad.items(), LISTED)),
+        left_out=[index for index, verdict in verdicts.items() if verdict.left_out],
+        same=sum(verdict.same for verdict in verdicts.values()),
+    )
+    all_of_them = [mine] * ranks
+    if dist.is_initialized():
+        dist.all_gather_object(all_of_them, mine)
+    return Found(
+        rows=len(data),
+        bad=sorted(chain.from_iterable(found.bad for found in all_of_them)),
+        reasons=sorted(chain.from_iterable(found.reasons for found in all_of_them))[:LISTED],
+        left_out=sorted(chain.from_iterable(found.left_out for found in all_of_them)),
+        same=sum(found.same for found in all_of_them),
+    )
 
 
-def _texts(
-    names: str, data: Any, args: SimpleNamespace, tokenizer: Any, strategy: Any
-) -> Iterator[tuple[int, str, dict[str, str]]]:
-    """Row number, prompt and responses of this rank's share of the rows, as OpenRLHF's RewardDataset makes them."""
-    from openrlhf.datasets.reward_dataset import preprocess_data
-
-    template = tokenizer.apply_chat_template if args.data.apply_chat_template else None
-    keys = (args.data.prompt_key, args.data.chosen_key, args.data.rejected_key)
-    for row in range(strategy.get_rank(), len(data), getattr(strategy, "world_size", 1)):
-        try:
-            texts = preprocess_data(data[row], args.data.input_template, *keys, template, is_dpo=True)[:3]
-        except Exception as error:
-            raise SparsePOError(f"{names}, row {row + 1}: {first_line(error)}") from error
-        for key, text in zip(("prompt", *keys[1:]), texts, strict=True):
-            if not isinstance(text, str):
-                raise SparsePOError(
-                    f"{names}, row {row + 1}: {key} is {type(text).__name__}, text is needed "
-                    "(data.apply_chat_template turns messages into text)"
-                )
-        yield row + 1, texts[0], dict(zip(keys[1:], texts[1:], strict=True))
+def _tell_bad(sources: dict[tuple[str, str], Source], found: dict[tuple[str, str], Found], drop: bool) -> None:
+    bad, rows = sum(len(each.bad) for each in found.values()), sum(each.rows for each in found.values())
+    reasons = ((source, *reason) for identity, source in sources.items() for reason in found[identity].reasons)
+    lines = [f"{source.place(index)}: {reason}" for source, index, reason in islice(reasons, LISTED)]
+    if bad:
+        _list(lines, bad)
+    if bad and not drop:
+        raise SparsePOError(
+            f"{lines[0]} ({bad} of {rows} rows cannot be trained on; data.on_bad_row: drop leaves them out)"
+        )
+    if bad:
+        _tell(f"data.on_bad_row: drop leaves out {bad} of {rows} rows")
 
 
-def _length(tokenizer: Any, text: str) -> int:
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+def _tell_idle(sources: dict[tuple[str, str], Source], found: dict[tuple[str, str], Found], max_len: int) -> None:
+    for identity, source in sources.items():
+        each, where = found[identity], f"{source.part.key}: {source.name}"
+        if each.left_out:
+            prompts = f"{len(each.left_out)} of {each.rows} prompts have {max_len - 2} tokens or more"
+            _tell(f"{where}: {prompts} (data.max_len - 2), OpenRLHF leaves those pairs out")
+        if each.same:
+            _tell(f"{where}: {each.same} of {each.rows} pairs have twice the same response and teach nothing")
+
+
+def _refuse_few(part: Part, found: dict[tuple[str, str], Found], args: SimpleNamespace, strategy: Any) -> None:
+    """Refuse data of which too little is left, counted over rows of ones and zeros that OpenRLHF blends."""
+    from datasets import Dataset
+
+    def stand_in(name: str, split: str, rows: Any) -> Dataset:
+        bad, left_out = set(found[name, split].bad), set(found[name, split].left_out)
+        if len(bad) >= len(rows):
+            raise SparsePOError(f"{part.key}: no row of {name} can be trained on")
+        return Dataset.from_dict({"kept": [index not in left_out for index in range(len(rows)) if index not in bad]})
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        pairs = sum(part.blend(strategy, args.train.seed, stand_in)["kept"])
+    needed, why = (args.train.batch_size, "train.batch_size is") if part.key == "data.dataset" else (1, "needed is")
+    if pairs < needed:
+        raise SparsePOError(f"{part.key}: {part.names} has {pairs} pairs that can be trained on, {why} {needed}")
+
+
+def _list(lines: list[str], bad: int) -> None:
+    for line in lines:
+        _tell(f"  {line}")
+    if bad > len(lines):
+        _tell(f"  and {bad - len(lines)} more")
+
+
+def _tell(line: str) -> None:
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(line, file=sys.stderr)
