@@ -16,6 +16,7 @@ from .errors import fault, one_line_errors
 _REASON = "SPARSEPO_REASON"  # names the file in which the first process that fails leaves its line
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 10  # seconds between asking processes to end and ending them
+_LAUNCHER_LOOKS = 3  # seconds in which DeepSpeed's has seen that a process died, and has ended the others
 
 
 def run(module: str, num_processes: int, arguments: list[str]) -> int:
@@ -52,7 +53,7 @@ def run(module: str, num_processes: int, arguments: list[str]) -> int:
 def telling_its_starter() -> Iterator[None]:
     """In a process of a run: hand the reason of its end to whoever started it with `run`, else print bad input's line.
 
-    Once a process has told its reason, the others, which then miss it, end without a word.
+    When a process has told its reason, or died, the others, which then miss it, end without a word.
     """
     path = os.environ.get(_REASON)
     if path is None:
@@ -63,6 +64,8 @@ def telling_its_starter() -> Iterator[None]:
         with one_line_errors(lambda line: _tell(path, line)):
             yield
     except Exception as error:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # else this may be the connection to a rank that died
+            time.sleep(_LAUNCHER_LOOKS)
         if not _tell(path, f"sparsepo: error: {fault(error)} (rank {os.environ.get('RANK', '0')})"):
             sys.exit(1)
         raise

@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import select
+import signal
 import socket
 import sys
 import time
@@ -83,6 +84,7 @@ def start(request: dict, rank: int, port: int, environment: dict[str, str]) -> i
     if pid := os.fork():
         return pid
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started without
     die_with_parent()
     if os.getppid() != server:
         os._exit(1)
