@@ -52,8 +52,8 @@ class ResponseTokens:
 
         Args:
             input_ids: int64 [S, T], padded anywhere.
-            response_mask: [S, T], 1 on response tokens. A row's first token is none: nothing predicts it. Whether other
-                tokens are prompt or padding is not known, so `context` is of response tokens alone.
+            response_mask: [S, T], 1 on response tokens. A row's first token is none: nothing predicts it. Of other
+                tokens it is not known which are padding, so `context` is of response tokens alone.
 
         Raises:
             SparsePOError: S is odd or the shapes disagree.

@@ -12,6 +12,8 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
+pytest_plugins = ["host_fixtures"]
+
 WITHOUT_HOST = Path(__file__).with_name("unit")
 
 
