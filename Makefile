@@ -41,6 +41,10 @@ test: env lint ## run the linters and every test
 test-fast: env ## run the unit tests only (under 2 minutes)
 	$(PYTEST) tests/unit
 
+.PHONY: invariants
+invariants: env ## run every layout of tests/invariant, of which `test` runs a covering set (about an hour and a half)
+	$(PYTEST) --dist load tests/invariant --every-layout
+
 .PHONY: lint
 lint: env ## check style, formatting and the direction of imports
 	$(BIN)/ruff check

@@ -93,12 +93,14 @@ class PreferenceStep:
             tokens: Index of the batch's response tokens.
             reference: The reference on the same batch; None when the policy's own weights serve, or none is read.
             oracle: The oracle on the same batch, for masks that need its log-probabilities.
-            number: The host's optimizer step.
+            number: The host's optimizer step, from 1; 0 where there is none.
 
         Raises:
             SparsePOError: the loss is not finite, or a mask stays dead, where the config says to stop.
         """
         full = self._needs_full_statistics(number)
+        if self.masks and number and torch.is_grad_enabled():
+            self.masks.at_step(number)
         features = read_frozen(tokens, self.policy.request, reference, oracle, self.config.offload_features)
         output = policy(tokens=tokens, features=features, full_statistics=full)
         stats = TokenStatistics(*output["statistics"])

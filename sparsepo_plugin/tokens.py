@@ -34,6 +34,8 @@ class ResponseTokens:
         position: Place inside its response, from 0. int64 [N].
         num_pairs: P.
         group: Ring-attention group over which the sequences are sharded; per-sequence reductions cross it.
+        context: A fingerprint of all that comes before the token, prompt included, the same however the batch lies;
+            None in an index made by hand. int64 [N].
     """
 
     labels: Tensor
@@ -42,6 +44,7 @@ class ResponseTokens:
     position: Tensor
     num_pairs: int
     group: dist.ProcessGroup | None = None
+    context: Tensor | None = None
 
     @classmethod
     def from_mask(cls, input_ids: Tensor, response_mask: Tensor) -> "ResponseTokens":
@@ -49,7 +52,8 @@ class ResponseTokens:
 
         Args:
             input_ids: int64 [S, T], padded anywhere.
-            response_mask: [S, T], 1 on response tokens. A row's first token is none: nothing predicts it.
+            response_mask: [S, T], 1 on response tokens. A row's first token is none: nothing predicts it. Of other
+                tokens it is not known which are padding, so `context` is of response tokens alone.
 
         Raises:
             SparsePOError: S is odd or the shapes disagree.
@@ -57,14 +61,7 @@ class ResponseTokens:
         _check_shapes(input_ids, response_mask, "response_mask")
         response = response_mask.bool().clone()
         response[:, :1] = False
-        sequence, column = response.nonzero(as_tuple=True)
-        return cls(
-            labels=input_ids[sequence, column],
-            rows=sequence * input_ids.shape[1] + column - 1,
-            sequence=sequence,
-            position=(response.cumsum(-1) - 1)[sequence, column],
-            num_pairs=len(input_ids) // 2,
-        )
+        return cls._from_marked(input_ids, response, response)
 
     @classmethod
     def from_padded(cls, input_ids: Tensor, attention_mask: Tensor, prompt_lens: Tensor) -> "ResponseTokens":
@@ -81,8 +78,22 @@ class ResponseTokens:
         _check_shapes(input_ids, attention_mask, "attention_mask")
         prompt_lens = _prompt_lens(prompt_lens, input_ids)
         # The first token of a sequence has no predicting row, also when its prompt is empty.
-        place = attention_mask.long().cumsum(-1) - 1
-        return cls.from_mask(input_ids, attention_mask.bool() & (place >= prompt_lens.clamp(min=1)[:, None]))
+        real, place = attention_mask.bool(), attention_mask.long().cumsum(-1) - 1
+        return cls._from_marked(input_ids, real & (place >= prompt_lens.clamp(min=1)[:, None]), real)
+
+    @classmethod
+    def _from_marked(cls, input_ids: Tensor, response: Tensor, real: Tensor) -> "ResponseTokens":
+        """Index the `response` tokens of a batch, in which they are preceded by the `real` ones; bool [S, T] both."""
+        sequence, column = response.nonzero(as_tuple=True)
+        place = (real.cumsum(-1) - 1)[real]
+        return cls(
+            labels=input_ids[sequence, column],
+            rows=sequence * input_ids.shape[1] + column - 1,
+            sequence=sequence,
+            position=(response.cumsum(-1) - 1)[sequence, column],
+            num_pairs=len(input_ids) // 2,
+            context=_contexts(input_ids[real], place)[response[real]],
+        )
 
     @classmethod
     def from_packed(cls, input_ids: Tensor, sequence_lens: Tensor, prompt_lens: Tensor) -> "ResponseTokens":
@@ -106,7 +117,14 @@ class ResponseTokens:
         place = torch.arange(total, device=flat.device) - (lens.cumsum(0) - lens)[sequence]
         position = place - prompt_lens.clamp(min=1)[sequence]
         index = (position >= 0).nonzero().squeeze(-1)
-        return cls(flat[index], index - 1, sequence[index], position[index], num_pairs=len(lens) // 2)
+        return cls(
+            labels=flat[index],
+            rows=index - 1,
+            sequence=sequence[index],
+            position=position[index],
+            num_pairs=len(lens) // 2,
+            context=_contexts(flat[:total], place)[index],
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -131,6 +149,7 @@ class ResponseTokens:
             sequence=self.sequence[here],
             position=self.position[here],
             group=group,
+            context=None if self.context is None else self.context[here],
         )
 
     def sum(self, values: Tensor) -> Tensor:
@@ -157,6 +176,27 @@ class ResponseTokens:
             dist.all_reduce(low, op=dist.ReduceOp.MIN, group=self.group)
             dist.all_reduce(high, op=dist.ReduceOp.MAX, group=self.group)
         return low, high
+
+
+def scramble(values: Tensor) -> Tensor:
+    """A pseudo-random number below 2³² for each integer, the same on any device. int64."""
+    for factor in (0x7FEB352D, 0x846CA68B):
+        values = values & 0xFFFFFFFF
+        values = (values ^ (values >> 16)) * factor
+    values = values & 0xFFFFFFFF
+    return values ^ (values >> 15)
+
+
+def _contexts(input_ids: Tensor, place: Tensor) -> Tensor:
+    """Fingerprint of what comes before each token in its sequence, of sequences laid end to end. int64 [T].
+
+    Args:
+        input_ids: [T].
+        place: Where in its sequence each token stands, from 0. [T].
+    """
+    terms = scramble(scramble(input_ids) + place)
+    before = terms.cumsum(0) - terms
+    return before - before[torch.arange(len(place), device=place.device) - place]
 
 
 def _check_shapes(input_ids: Tensor, mask: Tensor, name: str) -> None:

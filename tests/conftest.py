@@ -12,6 +12,8 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
+pytest_plugins = ["host_fixtures"]
+
 TESTS = Path(__file__).parent
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 MARKERS = {"unit": [], "gpu": [pytest.mark.gpu, NEEDS_CUDA]}  # by folder; all others run the real host

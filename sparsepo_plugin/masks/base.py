@@ -36,6 +36,9 @@ class TokenMask(nn.Module):
     zeros_have_gradient: bool = True
     converts_features: bool = False
 
+    def at_step(self, number: int) -> None:
+        """What the host's optimizer step is, before each of its training batches; one step may have several."""
+
     def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> Tensor:
         """Weights of the batch's response tokens. Floating [N], not negative unless `signed`."""
         raise NotImplementedError

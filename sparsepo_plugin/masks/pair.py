@@ -56,6 +56,11 @@ class Masks(nn.Module):
         """The mask of a role, `reward` or `kl`; a shared one has both."""
         return self.reward if self.kl is None else getattr(self, role)
 
+    def at_step(self, number: int) -> None:
+        """Tell both masks the host's optimizer step."""
+        for mask in self.children():
+            mask.at_step(number)
+
     def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> MaskPair:
         """Both masks, float32 (float64 where a mask's are) [N] each.
 

@@ -15,14 +15,17 @@ ONES = {**dict.fromkeys(("shared", "l1_reward", "l1_kl", "mask_lr")), "mask": "u
 DPO = {**ONES, "shared": False, "kl": {"value": 0.0}}
 
 
-def write_pairs(path: Path, count: int, seed: int) -> Path:
-    """Random words; chosen and rejected differ in length and content."""
+def write_pairs(path: Path, count: int, seed: int, longest: int = 9) -> Path:
+    """Random words, up to `longest` in a response; chosen and rejected differ in length and content."""
     rng = random.Random(seed)
 
     def text(low: int, high: int) -> str:
         return " ".join(f"w{rng.randrange(VOCABULARY - 3)}" for _ in range(rng.randint(low, high)))
 
-    rows = [{"prompt": text(2, 5) + " ", "chosen": text(1, 9), "rejected": text(1, 9)} for _ in range(count)]
+    def pair() -> dict[str, str]:
+        return {"prompt": text(2, 5) + " ", "chosen": text(1, longest), "rejected": text(1, longest)}
+
+    rows = [pair() for _ in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -50,12 +53,13 @@ class Run:
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """Final weights of the model, and of the mask head if there is one."""
+        """Final weights of the model or adapter, and of the mask head if there is one."""
         saved = {}
-        for name in ("model", "adapter_model", "mask_head"):
-            path = self.folder / "out" / f"{name}.safetensors"
-            if path.is_file():
-                saved.update({f"{name}.{key}": value for key, value in load_file(path).items()})
+        for name in ("model.safetensors", "adapter_model.safetensors", "adapter_model.bin", "mask_head.safetensors"):
+            path = self.folder / "out" / name
+            if path.is_file():  # under ZeRO-3 the host writes an adapter with torch
+                values = torch.load(path) if path.suffix == ".bin" else load_file(path)
+                saved.update({f"{path.stem}.{key}": value for key, value in values.items()})
         return saved
 
 

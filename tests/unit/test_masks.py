@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import LAYERS, TWO_PAIRS, WIDTH, Pairs, decoder, runner
 
-from sparsepo_plugin import LossConfig, MaskPair, ReferenceFeatures, SparsePOError
+from sparsepo_plugin import LossConfig, MaskPair, ReferenceFeatures, ResponseTokens, SparsePOError
 from sparsepo_plugin.decoder import SITES
 from sparsepo_plugin.masks import build_masks, refuse_idle_keys
 from sparsepo_plugin.masks.activation import ActivationMask
@@ -351,6 +351,28 @@ def test_random_is_uniform_and_seeded():
     assert abs(draws[0].mean() - 0.5) < 4 * 12**-0.5 / 2000**0.5
     assert 0 <= draws[0].min() < 0.01
     assert 0.99 < draws[0].max() <= 1
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_random_is_the_same_however_the_batch_lies(side):
+    """Each pair packed in a batch of its own, against all padded into one."""
+    batch = Pairs([(3, 4), (2, 9), (1, 2), (3, 1), (5, 3), (4, 2)], side=side)
+    mask, tokens = RandomMask(7), batch.tokens
+    mask.at_step(5)
+    together = mask(ReferenceFeatures(), tokens)
+    for pair in ([0, 3], [1, 4], [2, 5]):
+        ids, prompts = ([part[i] for i in pair] for part in (batch.sequences, batch.prompt_lens))
+        mask.at_step(5)
+        alone = mask(ReferenceFeatures(), ResponseTokens.from_packed(torch.cat(ids), list(map(len, ids)), prompts))
+        assert torch.equal(alone, together[torch.isin(tokens.sequence, torch.tensor(pair))])
+
+
+def test_random_weighs_all_tokens_apart():
+    """Those of equal responses in an index made by hand too, which knows nothing of their prompts."""
+    sequence, position = torch.arange(4).repeat_interleave(5), torch.arange(5).repeat(4)
+    by_hand = ResponseTokens(torch.zeros(20).long(), torch.arange(20), sequence, position, num_pairs=2)
+    for tokens in (Pairs([(2, 30)] * 4).tokens, by_hand):
+        assert len(RandomMask(7)(ReferenceFeatures(), tokens).unique()) == len(tokens)
 
 
 def test_random_goes_on_after_a_checkpoint():

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from sparsepo_plugin import LossConfig, MaskPair, ReferenceFeatures, ResponseTokens, token_statistics
 from sparsepo_plugin.masks import build_masks
-from sparsepo_plugin.masks.random import RandomMask
 from sparsepo_plugin.metrics import token_metrics
 
 LAYERS, WIDTH, VOCABULARY, SITES = 3, 6, 17, 4
@@ -26,6 +25,7 @@ SECTIONS = {
     "learned, mean": {"layers": "last", "l1_reward": 0.02, "l1_kl": 0.03, "l1_reduction": "mean"},
     "activation": {"mask": "activation"},
     "activation, no rescaling": {"mask": "activation", "rescale": "none"},
+    "random": {"mask": "random"},
 }
 
 
@@ -87,7 +87,6 @@ def work(rank: int, folder: str) -> None:
                     dist.all_reduce(value)
                     value /= 2
             results[layout, name] = result
-    results["random"] = RandomMask(seed=3)(ReferenceFeatures(), tokens_of(LAYOUTS["across"]))
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -109,13 +108,6 @@ def test_two_processes_equal_one(ring, layout, name):
             tolerance = 1e-6 if key.startswith("metric") else 1e-12
             got = half[layout, name][key]
             torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance, msg=f"{key}: {got} {expected}")
-
-
-def test_processes_draw_their_own_random_weights(ring):
-    """Each has pairs of its own; rank 0 draws what one process alone draws."""
-    first, second = (half["random"] for half in ring)
-    assert torch.equal(first, RandomMask(seed=3)(ReferenceFeatures(), tokens_of(LAYOUTS["across"])))
-    assert not torch.isclose(first, second).any()
 
 
 def test_layouts_are_what_they_say(ring):

@@ -241,6 +241,19 @@ def test_collects_what_the_mask_reads_and_no_more(mask, monkeypatch):
     assert (seen[0].activations is not None) == (mask == "activation")
 
 
+def test_the_batches_of_an_optimizer_step_share_the_masks_step():
+    """With accumulated gradients a step has several; evaluation between two steps is part of neither."""
+    run, plain = Run({"mask": "random"}), Run({"mask": "random"})
+    draws = [run(number).masks.reward for number in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1]) and not torch.isclose(draws[0], draws[2]).any()
+    plain(1)
+    with torch.no_grad():
+        plain.wrapped.eval()
+        plain(2)
+    plain.wrapped.train()
+    assert torch.equal(plain(2).masks.reward, draws[2])
+
+
 def test_learns():
     """A few steps of Adam on one batch: the loss falls, and policy and masks both move."""
     run = Run({"l1_reward": 1e-3})

@@ -64,10 +64,20 @@ def test_packed_equals_padded(side, seed):
     generator = torch.Generator().manual_seed(seed)
     pairs = Pairs(torch.randint(1, 7, (6, 2), generator=generator).tolist(), seed, side)
     padded, packed = pairs.tokens, pairs.packed_tokens
-    for field in ("labels", "sequence", "position"):
+    for field in ("labels", "sequence", "position", "context"):
         assert torch.equal(getattr(padded, field), getattr(packed, field))
     # A hidden state that says which token it stands on.
     assert torch.equal(pairs.input_ids.flatten()[padded.rows], torch.cat(pairs.sequences)[packed.rows])
+
+
+def test_context_tells_what_comes_before_and_nothing_else():
+    """By hand: the same prompt; then the responses part at the second token, and the third follows another one."""
+    first, second, other = [9, 8, 1, 2, 3], [9, 8, 1, 4, 3], [8, 9, 1, 2, 3]
+    lens = [5, 5, 5, 5]
+    packed = ResponseTokens.from_packed(torch.tensor([*first, *second, *other, *first]), lens, [2, 2, 2, 2])
+    one, two, three, four = packed.context.view(4, 3).tolist()
+    assert one == four and one[:2] == two[:2]
+    assert len({*one, two[2], *three}) == 7
 
 
 @pytest.mark.parametrize("layout", ["tokens", "packed_tokens"])
@@ -147,7 +157,7 @@ def test_shards_cover_the_row():
     """A ring-attention rank owns the tokens whose predicting rows it holds, labels of the next rank included."""
     tokens = Pairs(TWO_PAIRS).packed_tokens
     shards = [tokens.shard(start, start + 8, None) for start in (0, 8, 16)]
-    for field in ("labels", "sequence", "position"):
+    for field in ("labels", "sequence", "position", "context"):
         assert torch.equal(torch.cat([getattr(shard, field) for shard in shards]), getattr(tokens, field))
     rows = torch.cat([shard.rows + start for shard, start in zip(shards, (0, 8, 16), strict=True)])
     assert torch.equal(rows, tokens.rows)
