@@ -16,7 +16,7 @@ from .data.command import data
 from .errors import SparsePOError, one_line_errors
 from .options import describe, options_of
 from .registry import MASKS, OBJECTIVES, Registry
-from .train import load_host
+from .train import read_run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 ConfigFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="OpenRLHF's flags, nested, and the loss.")]
@@ -37,8 +37,7 @@ def train(context: typer.Context, file: ConfigFile, num_processes: NumProcesses 
     """Train on pairs with FILE.yaml; further arguments are OpenRLHF's flags and win over the file."""
     arguments = ["--config", str(file), *context.args]
     with one_line_errors():
-        host = load_host()
-        args = host.parse_args(arguments)
+        host, args = read_run(arguments, processes=num_processes or _gpus() or 1)
         host.get_loss_class(args.loss, args.loss_plugins)(args)  # its mistakes, before any process is started
     raise typer.Exit(_start("sparsepo_plugin.train", num_processes, arguments))
 
@@ -48,7 +47,7 @@ def sft(context: typer.Context, file: ConfigFile, num_processes: NumProcesses = 
     """Fine-tune before preferences, with OpenRLHF's own train_sft and FILE.yaml."""
     arguments = ["--config", str(file), *context.args]
     with one_line_errors():
-        load_host("train_sft").parse_args(arguments)
+        read_run(arguments, "train_sft", num_processes or _gpus() or 1)
     raise typer.Exit(_start("sparsepo_plugin.sft", num_processes, arguments))
 
 
@@ -61,10 +60,13 @@ def check(
     ] = False,
 ) -> None:
     """Validate FILE.yaml, its models' configs and every pair of its data, without training."""
+    from .hosts.openrlhf.checks import check_models
+
     with one_line_errors():
-        host = load_host()
-        args = host.parse_args(["--config", str(file), *context.args])
+        host, args = read_run(["--config", str(file), *context.args])
         loss = host.get_loss_class(args.loss, args.loss_plugins)(args)
+        if args.loss is None:
+            check_models(args)
         loss.check(host.get_strategy(args))
         if causality:
             if args.loss is None:
@@ -118,10 +120,8 @@ def _start(module: str, num_processes: int, arguments: list[str]) -> int:
 
     One CPU process needs no launcher, whose traceback would follow a one-line error.
     """
-    import torch
-
     environment = dict(os.environ)
-    if gpus := torch.cuda.device_count():
+    if gpus := _gpus():
         starter = ["deepspeed.launcher.runner", "--num_gpus", str(num_processes or gpus), "--module", module]
     elif num_processes > 1:
         starter = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes), "-m", module]
@@ -130,6 +130,12 @@ def _start(module: str, num_processes: int, arguments: list[str]) -> int:
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
         environment |= {name: str(value) for name, value in alone.items()}
     return subprocess.run([sys.executable, "-m", *starter, *arguments], env=environment).returncode
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _free_port() -> int:

@@ -5,9 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ...errors import SparsePOError
+from ...errors import SparsePOError, first_line
 from ...texts import joined
-from ..models import first_line
 
 _FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".py")
 
