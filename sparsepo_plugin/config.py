@@ -1,10 +1,11 @@
 """The section of a loss in a host's YAML: every key typed, documented and with an effect."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, create_model
 from torch import nn
 
+from .divergence import Expectation
 from .errors import SparsePOError, shown
 from .objectives import Objective
 from .options import STRICT, construct, options_of, parameters, read_mapping, validate, within
@@ -150,6 +151,10 @@ class LossConfig(MaskedKeys):
         objective = construct(objective_class(self.loss), self.objective, f"loss {self.loss!r}", self.section)
         if any(True for _ in objective.parameters()):
             raise SparsePOError(f"loss {self.loss!r} has parameters, which nothing trains: they belong into a mask")
+        if objective.expectation not in (None, *get_args(Expectation)):
+            raise SparsePOError(
+                f"loss {self.loss!r} has expectation {shown(objective.expectation)}, allowed are reference, policy"
+            )
         if objective.expectation is not None and not objective.needs_reference:
             raise SparsePOError(f"loss {self.loss!r} has an expectation, and says that it needs no reference for it")
         return objective
@@ -191,6 +196,8 @@ def mask_class(name: str, key: str) -> type[nn.Module]:
     cls = _get(MASKS, name, key)
     if not (issubclass(cls, nn.Module) and hasattr(cls, "needs")):  # TokenMask itself stands a floor above
         raise SparsePOError(f"{key}: {name} is not a sparsepo_plugin.TokenMask")
+    if not isinstance(cls.needs, frozenset):
+        raise SparsePOError(f"{key}: {name} has needs of {type(cls.needs).__name__}, a frozenset of names is needed")
     return cls
 
 

@@ -68,6 +68,24 @@ def fault(error: BaseException, source: str | None = None) -> str:
 
 
 @contextmanager
+def naming_faults(what: str, source: str | None) -> Iterator[None]:
+    """Within the context an error in somebody else's code is one line: `{what}: KeyError: 'x' (my_masks.py:3)`.
+
+    sys.exit(0) is an error too: it must not end a run as if that had succeeded.
+
+    Args:
+        what: What is done.
+        source: File of the code that is called.
+    """
+    try:
+        yield
+    except (SparsePOError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise SparsePOError(f"{what}: {fault(error, source)}") from error
+
+
+@contextmanager
 def one_line_errors(echo: Callable[[str], Any] = lambda line: print(line, file=sys.stderr)) -> Iterator[None]:
     """Turn bad input into one line and exit code 2.
 

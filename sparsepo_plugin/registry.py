@@ -29,12 +29,14 @@ class Registry:
         """Class decorator that registers under `name`.
 
         Raises:
-            SparsePOError: the name is taken by another class, or is not a plain word.
+            SparsePOError: the name is taken by another class, or is not a plain word; or no class is registered.
         """
         if not name.replace("_", "").replace("-", "").isalnum():
             raise SparsePOError(f"{self.kind} name {name!r}: only letters, digits, '_' and '-' are allowed")
 
         def add(cls: type) -> type:
+            if not isinstance(cls, type):
+                raise SparsePOError(f"{self.kind} {name!r}: a class is needed, not {shown(cls)}")
             known = self._classes.get(name)
             if known is not None and known is not cls:
                 raise SparsePOError(f"{self.kind} {name!r} is already registered by {known.__module__}")

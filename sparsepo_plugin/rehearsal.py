@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .config import LossConfig
 from .divergence import TokenStatistics
-from .errors import SparsePOError, fault
+from .errors import SparsePOError, naming_faults, shown
 from .masks import Masks, build_masks, refuse_idle_keys
 from .objectives import ObjectiveOutput
 from .reference import ReferenceFeatures
@@ -77,12 +77,8 @@ def _rehearse_objective(config: LossConfig, masks: MaskPair | None, tokens: Resp
     stats = TokenStatistics(
         policy, reference if objective.needs_reference else None, expected if objective.expectation else None
     )
-    try:
+    with naming_faults(f"{what} failed", inspect.getsourcefile(type(objective))):
         output = objective(stats, masks, tokens)
-    except SparsePOError:
-        raise
-    except Exception as error:
-        raise SparsePOError(f"{what} failed: {fault(error, inspect.getsourcefile(type(objective)))}") from error
     if problem := _problem(output, tokens.num_pairs):
         raise SparsePOError(f"{what} {problem}")
 
@@ -100,6 +96,6 @@ def _problem(output: object, num_pairs: int) -> str | None:
     if not output.loss.requires_grad:
         return "returns a loss without a gradient: nothing would be trained"
     for name, value in output.metrics.items():
-        if torch.as_tensor(value).numel() != 1:
-            return f"returns metric {name!r} of shape {list(value.shape)}, one number is needed"
+        if not isinstance(value, int | float) and not (isinstance(value, Tensor) and value.numel() == 1):
+            return f"returns metric {name!r}, {shown(value)}: one number is needed"
     return None

@@ -93,7 +93,7 @@ def test_keys(refused, section, says):
         (
             "sparsedpo",
             {},
-            "loss: unknown loss 'sparsedpo'; registered are d2po, dpo, dpop, sepo, simpo, sparsepo, tdpo",
+            "loss: unknown loss 'sparsedpo'; registered are d2po, dpo, dpop, ",
         ),
         ("", {}, "loss: unknown loss ''; registered are"),
         ("x" * 5000, {}, "loss: unknown loss 'xxx"),
@@ -143,7 +143,7 @@ def test_losses(refused, loss, section, says):
         ([""], "loss_plugins: '' cannot be imported: ValueError: Empty module name"),
         (
             ["no_such_module"],
-            "loss_plugins: 'no_such_module' cannot be imported: no such module in the current folder",
+            "loss_plugins: 'no_such_module' cannot be imported: no such module in the",
         ),
         (["./my_masks.py"], "loss_plugins: './my_masks.py' cannot be imported"),
         (["json.nothing"], "loss_plugins: 'json.nothing' cannot be imported: no such module"),
