@@ -163,6 +163,7 @@ def test_offloading_without_zero(refused):
         ({"attn_implementation": "flash_attention_3"}, "'flash_attention_3' needs a CUDA GPU"),
         ({"attn_implementation": "flash_attention_2", "packing_samples": True}, "needs a CUDA GPU"),
         ({"attn_implementation": "flex_attention", "packing_samples": True}, "'flash_attention_2' needs a CUDA GPU"),
+        ({"attn_implementation": "flex_attention"}, "'flex_attention' needs a CUDA GPU"),
         ({"use_liger_kernel": True}, "ds.use_liger_kernel: needs a CUDA GPU"),
         ({"deepcompile": True}, "ds.deepcompile"),
     ],

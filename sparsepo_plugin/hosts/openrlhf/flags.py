@@ -159,7 +159,7 @@ def _missing(args: SimpleNamespace) -> dict[str, Any]:
             ds.ring_attn_size > 1 and not _installed("ring_flash_attn")
         ),
         f"ds.attn_implementation: {shown(attention)} needs a CUDA GPU, there is none here; sdpa and eager do not": (
-            "flash" in attention and not cuda
+            ("flash" in attention or "flex" in attention) and not cuda
         ),
         "ds.deepcompile: needs a CUDA GPU, and there is none here": ds.deepcompile and not cuda,
         "ds.use_liger_kernel: needs a CUDA GPU, and there is none here": ds.use_liger_kernel and not cuda,
