@@ -15,7 +15,7 @@ from .errors import SparsePOError, one_line_errors
 from .launch import run
 from .options import describe, options_of
 from .registry import MASKS, OBJECTIVES, Registry
-from .train import load_host
+from .train import read_run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 ConfigFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="OpenRLHF's flags, nested, and the loss.")]
@@ -36,8 +36,7 @@ def train(context: typer.Context, file: ConfigFile, num_processes: NumProcesses 
     """Train on pairs with FILE.yaml; further arguments are OpenRLHF's flags and win over the file."""
     arguments = ["--config", str(file), *context.args]
     with one_line_errors():
-        host = load_host()
-        args = host.parse_args(arguments)
+        host, args = read_run(arguments, processes=num_processes or _gpus() or 1)
         host.get_loss_class(args.loss, args.loss_plugins)(args)  # its mistakes, before any process is started
     raise typer.Exit(run("sparsepo_plugin.train", num_processes, arguments))
 
@@ -47,7 +46,7 @@ def sft(context: typer.Context, file: ConfigFile, num_processes: NumProcesses = 
     """Fine-tune before preferences, with OpenRLHF's own train_sft and FILE.yaml."""
     arguments = ["--config", str(file), *context.args]
     with one_line_errors():
-        load_host("train_sft").parse_args(arguments)
+        read_run(arguments, "train_sft", num_processes or _gpus() or 1)
     raise typer.Exit(run("sparsepo_plugin.sft", num_processes, arguments))
 
 
@@ -63,12 +62,11 @@ def check(
     from .hosts.openrlhf.checks import check_run
 
     with one_line_errors():
-        host = load_host()
-        args = host.parse_args(["--config", str(file), *context.args])
+        host, args = read_run(["--config", str(file), *context.args])
         loss = host.get_loss_class(args.loss, args.loss_plugins)(args)
         strategy = host.get_strategy(args)
         if args.loss is None:
-            check_run(args, strategy, None)
+            check_run(args, strategy)
         else:
             loss.check(strategy)
         strategy.find_checkpoint(loss.run_options(), loss.restored_options())
@@ -117,3 +115,9 @@ def _describe(cls: type, *models: type[BaseModel]) -> None:
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     for row in rows:
         typer.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip())
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

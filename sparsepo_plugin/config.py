@@ -1,11 +1,12 @@
 """The section of a loss in a host's YAML: every key typed, documented and with an effect."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, create_model
 from torch import nn
 
-from .errors import SparsePOError
+from .divergence import Expectation
+from .errors import SparsePOError, shown
 from .objectives import Objective
 from .options import STRICT, construct, options_of, parameters, read_mapping, validate, within
 from .registry import MASKS, OBJECTIVES, Registry
@@ -100,7 +101,7 @@ class LossConfig(MaskedKeys):
         mask = _mask_of_section(objective, keys, where)
 
         own = options_of(objective, without=objective.from_host)
-        of_mask = _mask_options(mask, f"{where}.mask") if mask else create_model("NoMask", __config__=STRICT)
+        of_mask = create_model("NoMask", __config__=STRICT) if mask is None else _mask_options(mask, f"{where}.mask")
         if clash := own.model_fields.keys() & of_mask.model_fields.keys():
             raise SparsePOError(
                 f"{where}.{min(clash)} is an option of the objective and of mask {mask!r}: "
@@ -176,6 +177,10 @@ class LossConfig(MaskedKeys):
         objective = construct(objective_class(self.loss), self.objective, f"loss {self.loss!r}", self.section)
         if any(True for _ in objective.parameters()):
             raise SparsePOError(f"loss {self.loss!r} has parameters, which nothing trains: they belong into a mask")
+        if objective.expectation not in (None, *get_args(Expectation)):
+            raise SparsePOError(
+                f"loss {self.loss!r} has expectation {shown(objective.expectation)}, allowed are reference, policy"
+            )
         if objective.expectation is not None and not objective.needs_reference:
             raise SparsePOError(f"loss {self.loss!r} has an expectation, and says that it needs no reference for it")
         return objective
@@ -217,6 +222,8 @@ def mask_class(name: str, key: str) -> type[nn.Module]:
     cls = _get(MASKS, name, key)
     if not (issubclass(cls, nn.Module) and hasattr(cls, "needs")):  # TokenMask itself stands a floor above
         raise SparsePOError(f"{key}: {name} is not a sparsepo_plugin.TokenMask")
+    if not isinstance(cls.needs, frozenset):
+        raise SparsePOError(f"{key}: {name} has needs of {type(cls.needs).__name__}, a frozenset of names is needed")
     return cls
 
 
@@ -248,7 +255,7 @@ def _read_masks(keys: StepKeys, mask: str | None, options: dict[str, Any], where
     shared = getattr(keys, "shared", None)
     if halves and shared:
         raise SparsePOError(f"{where}.{min(halves)} has no effect with {where}.shared: true")
-    if not (halves or mask):
+    if mask is None and not halves:
         return {}
     roles = ("reward", "kl") if halves or shared is False else ("reward",)
     return {role: _read_mask(halves.get(role, {}), mask, options, f"{where}.{role}") for role in roles}
@@ -258,7 +265,7 @@ def _read_mask(half: dict[str, Any], mask: str | None, options: dict[str, Any], 
     """The section's mask with the options of one role over its own; or another one, with its own options alone."""
     name = half.get("mask", mask)
     if not isinstance(name, str):
-        raise SparsePOError(f"{where}.mask: the name of a mask is needed, not {name!r}")
+        raise SparsePOError(f"{where}.mask: the name of a mask is needed, not {shown(name)}")
     model = _mask_options(name, f"{where}.mask")
     values = half if "mask" in half else {**options, **half}
     values = {key: value for key, value in values.items() if key != "mask"}

@@ -78,7 +78,7 @@ def activation_sites(layers: nn.ModuleList, kinds: tuple[str, ...] = SITES) -> l
             "residual": [layer],
         }
         for kind in kinds:
-            if not by_kind[kind]:
+            if not by_kind.get(kind):
                 raise SparsePOError(
                     f"{type(layer).__name__} has no {kind} site among {[name for name, _ in children]}"
                 )

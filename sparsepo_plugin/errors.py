@@ -1,6 +1,7 @@
 """The one exception for mistakes that a user can make and mend, and how it reaches them."""
 
 import os
+import reprlib
 import sys
 import time
 import traceback
@@ -30,6 +31,32 @@ class SparsePOError(ValueError):
         self.about = about
 
 
+_REPR = reprlib.Repr()  # the length of what it writes is bounded, whatever the value
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
+_LONGEST = 900  # of a line: a terminal's worth
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: its repr, cut where it is long."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # Python writes out no integer of more than 4300 digits
+        return "a huge number"
+
+
+def one_line(text: object, longest: int = _LONGEST) -> str:
+    """A text without line breaks and control characters, cut where it is long."""
+    words = " ".join(str(text).split())
+    line = "".join(character if character.isprintable() else "?" for character in words)
+    return line if len(line) <= longest else f"{line[:longest]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """Kind and first line of an error of a library."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {one_line(lines[0] if lines else '', 400)}"
+
+
 def fault(error: BaseException, source: str | None = None) -> str:
     """An error in somebody else's code as one line, with the place of the fault: `KeyError: 'x' (my_masks.py:3)`.
 
@@ -39,11 +66,29 @@ def fault(error: BaseException, source: str | None = None) -> str:
     """
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
-    message = " ".join(str(error).split())
+    message = one_line(error, 300)
     line = f"{type(error).__name__}: {message}" if message else type(error).__name__
     folder = source and Path(source).resolve().parent
     theirs = [frame for frame in traceback.extract_tb(error.__traceback__) if folder in Path(frame.filename).parents]
     return f"{line} ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else line
+
+
+@contextmanager
+def naming_faults(what: str, source: str | None) -> Iterator[None]:
+    """Within the context an error in somebody else's code is one line: `{what}: KeyError: 'x' (my_masks.py:3)`.
+
+    sys.exit(0) is an error too: it must not end a run as if that had succeeded.
+
+    Args:
+        what: What is done.
+        source: File of the code that is called.
+    """
+    try:
+        yield
+    except (SparsePOError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise SparsePOError(f"{what}: {fault(error, source)}") from error
 
 
 @contextmanager
@@ -59,10 +104,12 @@ def one_line_errors(echo: Callable[[str], Any] = lambda line: print(line, file=s
         # ConfigError is that of the patched OpenRLHF, which need not be installed here.
         if not (isinstance(error, SparsePOError) or type(error).__name__ == "ConfigError"):
             raise
-        rank = os.environ.get("RANK", "0")
         together = _distributed() and getattr(error, "met_by_all", False)
-        if rank == "0" or (_distributed() and not together):
-            echo(f"sparsepo: error: {error}" + ("" if rank == "0" else f" (rank {rank})"))
+        rank = os.environ.get("RANK", "0")
+        if _distributed() and not together and rank != "0":
+            echo(f"sparsepo: error: {one_line(error)} (rank {rank})")
+        elif not _follows():
+            echo(f"sparsepo: error: {one_line(error)}")
         elif together:  # a launcher ends all ranks as soon as one has left, also the first, which is about to tell
             time.sleep(1)
         sys.exit(2)
@@ -82,3 +129,9 @@ def _distributed() -> bool:
     import torch.distributed as dist
 
     return dist.is_initialized()
+
+
+def _follows() -> bool:
+    """Whether a launcher has started another process as the first one."""
+    rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    return rank.isdecimal() and count.isdecimal() and 0 < int(rank) < int(count)

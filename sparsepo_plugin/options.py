@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from .errors import SparsePOError, fault
+from .errors import SparsePOError, fault, naming_faults, shown
 
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -73,12 +73,11 @@ def construct(cls: type, options: dict[str, Any], what: str, where: str) -> Any:
         where: Section of its options, which is put before the option that a refusal names.
     """
     names = {key: parameter.name for key, parameter in parameters(cls).items()}
-    try:
-        return within(where, cls, **{names.get(key, key): value for key, value in options.items()})
-    except SparsePOError:
-        raise
-    except Exception as error:
-        raise SparsePOError(f"{what} cannot be made: {fault(error, inspect.getsourcefile(cls))}") from error
+    with naming_faults(f"{what} cannot be made", inspect.getsourcefile(cls)):
+        made = within(where, cls, **{names.get(key, key): value for key, value in options.items()})
+    if not hasattr(made, "_parameters"):
+        raise SparsePOError(f"{what} cannot be made: its constructor does not call super().__init__()")
+    return made
 
 
 def within(where: str, call: Callable[..., Any], *args: Any, **values: Any) -> Any:
@@ -96,7 +95,7 @@ def read_mapping(section: Any, where: str) -> dict[str, Any]:
         SparsePOError: it is no mapping.
     """
     if section is not None and not isinstance(section, dict):
-        raise SparsePOError(f"{where}: a mapping of keys is needed, not {section!r}")
+        raise SparsePOError(f"{where}: a mapping of keys is needed, not {shown(section)}")
     return _numbers(section or {})
 
 
@@ -118,12 +117,14 @@ def validate(model: type[BaseModel], values: dict[str, Any], where: str, allowed
         lines = []
         for problem in error.errors():
             key = ".".join([where, *(str(part) for part in problem["loc"][:1])])
-            if problem["type"] == "extra_forbidden":
+            if problem["type"] == "missing":
+                lines.append(f"{key} is needed: it has no default")
+            elif problem["type"] == "extra_forbidden":
                 lines.append(
                     f"{key} is not a key of this section: allowed are {', '.join(allowed or model.model_fields)}"
                 )
             else:
-                lines.append(f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}")
+                lines.append(f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {shown(problem['input'])}")
         raise SparsePOError("; ".join(dict.fromkeys(lines))) from None
 
 

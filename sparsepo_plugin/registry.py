@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from types import ModuleType
 
-from .errors import SparsePOError, fault
+from .errors import SparsePOError, fault, shown
 
 
 class Registry:
@@ -29,12 +29,14 @@ class Registry:
         """Class decorator that registers under `name`.
 
         Raises:
-            SparsePOError: the name is taken by another class, or is not a plain word.
+            SparsePOError: the name is taken by another class, or is not a plain word; or no class is registered.
         """
         if not name.replace("_", "").replace("-", "").isalnum():
             raise SparsePOError(f"{self.kind} name {name!r}: only letters, digits, '_' and '-' are allowed")
 
         def add(cls: type) -> type:
+            if not isinstance(cls, type):
+                raise SparsePOError(f"{self.kind} {name!r}: a class is needed, not {shown(cls)}")
             known = self._classes.get(name)
             if known is not None and known is not cls:
                 raise SparsePOError(f"{self.kind} {name!r} is already registered by {known.__module__}")
@@ -58,7 +60,7 @@ class Registry:
             if entry.name == name:
                 return self._load(name, entry.module, entry.attr)
         raise SparsePOError(
-            f"unknown {self.kind} {name!r}: registered are {', '.join(self.names())}; "
+            f"unknown {self.kind} {shown(name)}: registered are {', '.join(self.names())}; "
             "a class of your own is named as package.module:ClassName"
         )
 
@@ -90,7 +92,9 @@ def import_plugins(modules: Iterable[str]) -> None:
 def _import(module: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(module)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit(0) there must not end the run as if it had succeeded
         if isinstance(error, ModuleNotFoundError) and error.name == module:
             found = "no such module in the current folder or among the installed packages"
         else:
@@ -99,8 +103,9 @@ def _import(module: str, what: str) -> ModuleType:
 
 
 def _source(module: str) -> str | None:
+    """File of the package that a module lies in; the module itself is not looked for, as that runs the package."""
     try:
-        spec = find_spec(module)
+        spec = find_spec(module.partition(".")[0])
     except (ImportError, ValueError):
         return None
     return spec and spec.origin

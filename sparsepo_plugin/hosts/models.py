@@ -1,52 +1,88 @@
-"""What can be said of a run's models before any of them is loaded."""
+"""What can be said of a run's models before the weights of any are loaded."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..config import LossConfig
-from ..errors import SparsePOError
-from ..masks import Masks, build_masks, refuse_idle_keys
+from ..decoder import activation_sites, decoder_layers, vocabulary_head
+from ..errors import SparsePOError, first_line
+from ..policy import MaskedPolicy
+from ..rehearsal import rehearse
+from .weights import check_weights
+
+_WANTED = "(a decoder, such as Llama or GPT-2, is needed)"
+_NO_DECODERS = ("Classification", "QuestionAnswering", "MaskedLM", "RewardModel")
 
 
-def read_configs(names: dict[str, str], trust_remote_code: bool) -> dict[str, Any]:
-    """The Hugging Face configs of models, by the keys that name them.
+def read_models(names: dict[str, str], trust_remote_code: bool) -> dict[str, nn.Module]:
+    """The models of a run without memory for their weights, whose files are looked at.
 
     Args:
         names: Folder or hub name by the key of the host's YAML.
         trust_remote_code: Whether models may bring code of their own.
 
+    Returns:
+        Hugging Face causal language models on the meta device, by key.
+
     Raises:
-        SparsePOError: a model is missing, an adapter, or not a text decoder; the line names the key.
+        SparsePOError: a model is missing, broken, an adapter, quantised, or no text decoder; the line names the key.
     """
-    configs = {}
-    for key, name in names.items():
-        if (Path(name) / "adapter_config.json").is_file():
-            raise SparsePOError(f"{key}: {name} is a LoRA adapter; merge it into its model first")
-        configs[key] = _read_config(key, name, trust_remote_code)
-        if hasattr(configs[key], "vision_config"):
-            kind = configs[key].model_type
-            raise SparsePOError(f"{key}: {kind} is a vision model; token-level losses take text decoders")
-    return configs
+    return {key: _read_model(key, name, trust_remote_code) for key, name in names.items()}
 
 
-def masks_over(model_config: Any, config: LossConfig, seed: int) -> Masks | None:
-    """The masks of a loss laid over a model without memory for them.
+def join(policy: nn.Module, reference: nn.Module | None, config: LossConfig, seed: int) -> MaskedPolicy:
+    """The policy with the masks of a loss, made from models of `read_models`: what cannot be joined is refused here.
 
     Args:
-        model_config: Hugging Face config of the model that the masks read.
+        policy: The policy, or a PEFT model around it.
+        reference: The reference, unless it is the policy with its adapter off, or is not read.
         config: The loss.
         seed: The host's.
 
     Raises:
-        SparsePOError: a key of the masks does not fit that model or has no effect.
+        SparsePOError: a layer or site that masks read is not found, a key of the masks does not fit the reference or
+            has no effect, or the code of a mask or objective fails.
     """
-    text = model_config.get_text_config()
-    with torch.device("meta"):
-        masks = build_masks(config, text.hidden_size, text.num_hidden_layers, seed)
-    refuse_idle_keys(config, masks)
-    return masks
+    read = reference or policy
+    text = read.config.get_text_config()
+    masks = rehearse(config, text.hidden_size, text.num_hidden_layers, seed)
+    joined = MaskedPolicy(policy, reference, config, seed, masks)
+    if joined.request.needs & {"hidden_states", "activations"}:
+        layers = decoder_layers(read)
+        if "activations" in joined.request.needs:
+            activation_sites(layers, joined.request.sites)
+    return joined
+
+
+def check_head(key: str, model: nn.Module) -> None:
+    """Refuse a model whose logits are not one plain projection of its last hidden state.
+
+    Raises:
+        SparsePOError: names the key.
+    """
+    try:
+        vocabulary_head(model)
+    except SparsePOError as error:
+        raise SparsePOError(f"{key}: {error}") from error
+
+
+def check_vocabularies(models: dict[str, nn.Module]) -> None:
+    """Refuse models whose vocabularies differ from that of the first.
+
+    Raises:
+        SparsePOError: names both keys.
+    """
+    sizes = {key: model.config.get_text_config().vocab_size for key, model in models.items()}
+    first, *others = sizes
+    for key in others:
+        if sizes[key] != sizes[first]:
+            raise SparsePOError(
+                f"{key}: its vocabulary has {sizes[key]} entries, {first}'s {sizes[first]}: they must be the same"
+            )
 
 
 def refuse_idle_dropout(model_config: Any, config: LossConfig) -> None:
@@ -63,20 +99,66 @@ def refuse_idle_dropout(model_config: Any, config: LossConfig) -> None:
         raise SparsePOError(f"{config.section}.disable_dropout: false has no effect: {kind} has no dropout here")
 
 
-def first_line(error: BaseException) -> str:
-    """Kind and first line of an error of a library."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+def empty_model(config: Any, trust_remote_code: bool, **settings: Any) -> nn.Module:
+    """The causal language model of a Hugging Face config, on the meta device."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **settings)
 
 
-def _read_config(key: str, name: str, trust_remote_code: bool) -> Any:
+def _read_model(key: str, name: str, trust_remote_code: bool) -> nn.Module:
     from transformers import AutoConfig
 
+    if os.path.isfile(os.path.join(name, "adapter_config.json")):
+        raise SparsePOError(f"{key}: {name} is a LoRA adapter; merge it into its model first")
+    # Whatever is wrong with the files, and with the code that they may bring, comes out of these two calls.
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        if "trust_remote_code" in str(error):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        _refuse_kind(key, config)
+        model = empty_model(config, trust_remote_code)
+    except SparsePOError:
+        raise
+    except (Exception, SystemExit) as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
             raise SparsePOError(
                 f"{key}: {name} brings code of its own, which runs only where the run says so", about="remote code"
             ) from error
         raise SparsePOError(f"{key}: {name} cannot be loaded: {first_line(error)}") from error
+    if _is_bidirectional(model):
+        raise SparsePOError(f"{key}: {config.model_type} is bidirectional, its tokens see those after them {_WANTED}")
+    if os.path.isdir(name):
+        check_weights(key, Path(name), model)
+    return model
+
+
+def _refuse_kind(key: str, config: Any) -> None:
+    """Refuse by its config what transformers would load as a causal language model, or fail to load, in vain."""
+    kind, made_for = config.model_type, " ".join(getattr(config, "architectures", None) or ())
+    reasons = {
+        f"is a vision model {_WANTED}": hasattr(config, "vision_config"),
+        f"is an audio model {_WANTED}": hasattr(config, "audio_config"),
+        f"is an encoder-decoder {_WANTED}": getattr(config, "is_encoder_decoder", False),
+        f"was made as {made_for}, without a vocabulary head that was trained {_WANTED}": any(
+            word in made_for for word in _NO_DECODERS
+        ),
+        "is quantised: its weights cannot be trained, give the model that it was made from": (
+            getattr(config, "quantization_config", None) is not None
+        ),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise SparsePOError(f"{key}: {kind} {reason}")
+
+
+def _is_bidirectional(model: nn.Module) -> bool:
+    """Whether a token sees those after it, as far as modules and configs say so."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    config = model.config.get_text_config()
+    causal = {module.is_causal for module in model.modules() if hasattr(module, "is_causal")}
+    return (
+        causal == {False}
+        or bool(getattr(config, "use_bidirectional_attention", False))
+        or (config.model_type in MASKED and not getattr(config, "is_decoder", False))
+    )

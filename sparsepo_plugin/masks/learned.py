@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import SparsePOError
+from ..errors import SparsePOError, shown
 from ..reference import ReferenceFeatures
 from ..registry import MASKS
 from ..tokens import ResponseTokens
@@ -143,5 +143,5 @@ def _layer_indices(layers: str | list[int], num_layers: int) -> tuple[int, ...]:
     if isinstance(layers, str):
         return tuple(range(num_layers)) if layers == "all" else (num_layers - 1,)
     if not layers or any(not -num_layers <= layer < num_layers for layer in layers):
-        raise SparsePOError(f"layers: {layers}, allowed are all, last, or a list from 0 to {num_layers - 1}")
+        raise SparsePOError(f"layers: {shown(layers)}, allowed are all, last, or a list from 0 to {num_layers - 1}")
     return tuple(sorted({layer % num_layers for layer in layers}))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FROM_RUN, LossConfig, mask_class, objective_class
-from ..errors import SparsePOError, fault
+from ..errors import SparsePOError, naming_faults
 from ..options import construct, parameters
 from ..reference import FeatureRequest, ReferenceFeatures
 from ..tokens import MaskPair, ResponseTokens
@@ -164,12 +164,8 @@ def _build_mask(config: LossConfig, role: str, given: dict[str, int]) -> TokenMa
 def _first_look(mask: TokenMask, features: ReferenceFeatures, tokens: ResponseTokens, name: str) -> Tensor:
     """The result of a mask's first call, after a look at it and at what it was given."""
     before = _fingerprints(features, tokens)
-    try:
+    with naming_faults(f"{name} failed", inspect.getsourcefile(type(mask))):
         weights = mask(features, tokens)
-    except SparsePOError:
-        raise
-    except Exception as error:
-        raise SparsePOError(f"{name} failed: {fault(error, inspect.getsourcefile(type(mask)))}") from error
     if problem := _problem(weights, tokens, mask.signed):
         raise SparsePOError(f"{name} {problem}")
     # Where what it reads is not finite the step finds out why.

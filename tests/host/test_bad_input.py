@@ -5,7 +5,6 @@ import json
 import pytest
 import yaml
 from host_runs import merge
-from transformers import LlavaConfig
 from typer.testing import CliRunner
 
 from sparsepo_plugin.cli import app
@@ -30,53 +29,6 @@ def check(config, tmp_path):
         return lines[0]
 
     return check
-
-
-@pytest.mark.parametrize(
-    ("over", "says"),
-    [
-        ({"sparsepo": {"l1": 1}}, ("sparsepo.l1 ", "l1_reward, l1_kl")),
-        ({"sparsepo": {"l1_kl": "much"}}, ("sparsepo.l1_kl", "number", "'much'")),
-        (
-            {"sparsepo": {"mask": "dense"}},
-            ("sparsepo.mask", "'dense'", "activation, decay, learned, random, selected, uniform"),
-        ),
-        ({"sparsepo": {"mask": "uniform"}}, ("sparsepo.l1_reward", "no effect")),
-        ({"loss": "sparsedpo"}, ("sparsedpo", "sparsepo")),
-        ({"loss": None}, ("sparsepo",)),
-        ({"train": {"micro_batchsize": 2}}, ("train.micro_batchsize", "train.micro_batch_size")),
-        ({"train": {"batch_size": "many"}}, ("train.batch_size", "int", "many")),
-        ({"ds": {"param_dtype": "int8"}}, ("ds.param_dtype", "fp32")),
-        ({"model": {"model_name_or_path": "/nowhere/model"}}, ("model.model_name_or_path", "/nowhere/model")),
-        ({"data": {"dataset": "/nowhere/pairs.jsonl"}}, ("data.dataset", "/nowhere/pairs.jsonl")),
-        ({"data": {"chosen_key": "better"}}, ("data.chosen_key", "'better'", "prompt, chosen, rejected")),
-        ({"data": {"max_samples": 3}}, ("data.dataset", "3 pairs", "train.batch_size is 8")),
-        ({"model": {"ipo_enable": True}}, ("model.ipo_enable",)),
-        ({"model": {"aux_loss_coef": 0.1}}, ("model.aux_loss_coef", "no effect", "router")),
-        ({"ds": {"tensor_parallel_size": 2}}, ("ds.tensor_parallel_size",)),
-        ({"sparsepo": {"layers": [5]}}, ("sparsepo.layers", "from 0 to 1")),
-        ({"ds": {"packing_samples": True, "ring_attn_size": 2}}, ("ds.ring_attn_size", "ring_flash_attn")),
-        ({"ref": {"share": True}}, ("ref.share", "ds.lora.rank")),
-        (
-            {"sparsepo": {"metrics_every": 5}, "model": {"nll_loss_coef": 0.1}},
-            ("sparsepo.metrics_every", "no effect", "model.nll_loss_coef"),
-        ),
-        ({"optim": "muon"}, ("optim: muon", "sparsepo.mask_lr")),
-        ({"sparsepo": {"on_nonfinite": "ignore"}}, ("sparsepo.on_nonfinite", "'stop' or 'skip'", "'ignore'")),
-        (
-            {
-                "sparsepo": {"on_nonfinite": "skip"},
-                "ds": {"zero_stage": 1, "param_dtype": "bf16", "grad_accum_dtype": "fp32"},
-            },
-            ("sparsepo.on_nonfinite: skip", "ds.zero_stage", "ds.grad_accum_dtype"),
-        ),
-        ({"ds": {"lora": {"rank": 4}}, "ref": {"offload": True}}, ("ref.offload", "no effect")),
-    ],
-)
-def test_keys(check, over, says):
-    line = check(**over)
-    for word in says:
-        assert word in line, line
 
 
 PAIR = {"prompt": "w1 w2 ", "chosen": "w3 w4", "rejected": "w5"}
@@ -104,32 +56,6 @@ def test_rows_that_are_not_text(check):
 def test_missing_column(check):
     line = check(pairs=[{"prompt": "w1", "chosen": "w2"}] * 10)
     assert "data.rejected_key" in line and "'rejected'" in line
-
-
-def test_vision_models(check, tmp_path):
-    LlavaConfig().save_pretrained(tmp_path / "vision")
-    line = check(model={"model_name_or_path": str(tmp_path / "vision")})
-    assert "model.model_name_or_path: llava is a vision model" in line
-
-
-def test_code_of_the_model_runs_only_if_the_yaml_says_so(check, config, tmp_path):
-    """A model type that exists only in the folder's own Python file."""
-    folder = tmp_path / "custom"
-    folder.mkdir()
-    automap = {"AutoConfig": "own.OwnConfig"}
-    (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": automap}))
-    (folder / "own.py").write_text("raise RuntimeError('the code of the model ran')")
-    model = {"model_name_or_path": str(folder)}
-    assert "trust_remote_code" in check(model=model)
-    file = tmp_path / "trusting.yaml"
-    file.write_text(yaml.safe_dump(config(model={**model, "trust_remote_code": True})))
-    result = CliRunner().invoke(app, ["check", str(file)])
-    assert "the code of the model ran" in str(result.exception)
-
-
-def test_command_line_is_checked_like_the_file(check):
-    assert "sparsepo.l1_kl" in check("--sparsepo.l1_kl", "much")
-    assert "sparsepo.nothing" in check("--sparsepo.nothing=1")
 
 
 def test_a_good_file_passes(config, tmp_path):

@@ -1,17 +1,15 @@
-"""What is refused before a run starts: flags without effect, and models that cannot be used."""
+"""What is refused before a run starts: flags that a loss cannot honour, and models that cannot be used."""
 
-import importlib.util
 from types import SimpleNamespace
 from typing import Any
 
 from ...config import LossConfig, objective_class, taken_from_host
-from ...errors import SparsePOError
-from ...masks import learns
-from ..models import masks_over, read_configs, refuse_idle_dropout
+from ...errors import SparsePOError, first_line
+from ..models import check_head, check_vocabularies, empty_model, join, read_models, refuse_idle_dropout
+from .flags import LEAST_COEF, refuse_overwriting
 from .keys import naming_flags
 from .pairs import BadRows, check_pairs
 
-LEAST_COEF = 1e-8  # below, OpenRLHF leaves an extra loss out
 _DEFAULTS = {"beta": 0.1, "label_smoothing": 0.0}  # OpenRLHF's
 
 
@@ -20,18 +18,6 @@ def shares_reference(args: SimpleNamespace) -> bool:
     if args.ref.share is not None:
         return args.ref.share
     return args.ds.lora.rank > 0 and args.ref.model_name_or_path == args.model.model_name_or_path
-
-
-def refuse_missing(args: SimpleNamespace) -> None:
-    """Refuse a run without model or data.
-
-    Raises:
-        SparsePOError: names the key.
-    """
-    if not args.model.model_name_or_path:
-        raise SparsePOError("model.model_name_or_path is missing: a folder or a hub name is needed")
-    if not args.data.dataset:
-        raise SparsePOError("data.dataset is missing: a file, a folder or a hub name is needed")
 
 
 def refuse_flags(args: SimpleNamespace, config: LossConfig) -> None:
@@ -44,10 +30,9 @@ def refuse_flags(args: SimpleNamespace, config: LossConfig) -> None:
     Raises:
         SparsePOError: names the flag and the reason.
     """
-    refuse_missing(args)
     loss, share = config.loss, config.uses_reference and shares_reference(args)
     other_reference = args.ref.model_name_or_path != args.model.model_name_or_path
-    ring, taken = args.ds.ring_attn_size > 1, taken_from_host(objective_class(loss))
+    taken = taken_from_host(objective_class(loss))
     refusals = {
         f"model.ipo_enable: IPO is OpenRLHF's own DPO with another loss, loss: {loss} cannot use it": (
             args.model.ipo_enable
@@ -62,9 +47,6 @@ def refuse_flags(args: SimpleNamespace, config: LossConfig) -> None:
             args.ds.tensor_parallel_size > 1
         ),
         "ds.deepcompile: must be off, it compiles the forward that reference hooks read from": args.ds.deepcompile,
-        "ds.ring_attn_size: more than 1 needs the package ring_flash_attn, which is not installed": (
-            ring and importlib.util.find_spec("ring_flash_attn") is None
-        ),
         f"{config.section}.on_nonfinite: skip is not possible with ds.zero_stage: 1 in bf16 and ds.grad_accum_dtype: "
         "fp32, where DeepSpeed cannot leave an update out": (
             config.on_nonfinite == "skip"
@@ -86,7 +68,7 @@ def refuse_flags(args: SimpleNamespace, config: LossConfig) -> None:
             raise SparsePOError(reason)
 
 
-def check_run(args: SimpleNamespace, strategy: Any, config: LossConfig | None) -> BadRows:
+def check_run(args: SimpleNamespace, strategy: Any, config: LossConfig | None = None) -> BadRows:
     """Find what can be found before training.
 
     Args:
@@ -100,46 +82,89 @@ def check_run(args: SimpleNamespace, strategy: Any, config: LossConfig | None) -
     Raises:
         SparsePOError: a model, a key of the masks, or a row of the data; the line names it.
     """
-    refuse_missing(args)
     return check_pairs(args, strategy, check_models(args, config))
 
 
-def check_models(args: SimpleNamespace, config: LossConfig | None) -> Any:
-    """Read the configs of all models, and lay the masks of a loss over the reference.
+def check_models(args: SimpleNamespace, config: LossConfig | None = None) -> Any:
+    """Look at all models of a run, and put them together as training will, without memory for their weights.
+
+    Args:
+        args: OpenRLHF's arguments.
+        config: The chosen loss; None is OpenRLHF's own DPO or SFT.
 
     Returns:
-        The policy's config.
+        The policy's Hugging Face config.
 
     Raises:
         SparsePOError: a model is missing, cannot be used, or has no router for `model.aux_loss_coef`; or a key of the
             masks does not fit the reference or has no effect.
     """
+    names = model_names(args, config)
+    refuse_overwriting(args, names)
     with naming_flags():
-        configs = read_configs(model_names(args, config), args.model.trust_remote_code)
-    for key, model in configs.items():
-        if args.model.aux_loss_coef > LEAST_COEF and not hasattr(model, "output_router_logits"):
-            raise SparsePOError(f"model.aux_loss_coef has no effect: {model.model_type} ({key}) has no expert router")
-    policy = configs["model.model_name_or_path"]
-    if config is not None:
-        _check_masks(policy, configs.get("ref.model_name_or_path", policy), args, config)
-    return policy
+        models = read_models(names, args.model.trust_remote_code)
+        check_vocabularies(models)
+        for key, model in models.items():
+            _check_model(key, model.config, args)
+            if config is not None:
+                check_head(key, model)
+        policy = _with_adapter(models["model.model_name_or_path"], args)
+        if config is not None:
+            _check_loss(policy, models.get("ref.model_name_or_path"), args, config)
+    return policy.config
 
 
-def _check_masks(policy: Any, read: Any, args: SimpleNamespace, config: LossConfig) -> None:
-    refuse_idle_dropout(policy, config)
-    masks = masks_over(read, config, args.train.seed)
-    if args.optim == "muon" and masks and learns(masks):
-        _refuse_mask_group(config)
-
-
-def model_names(args: SimpleNamespace, config: LossConfig | None) -> dict[str, str]:
+def model_names(args: SimpleNamespace, config: LossConfig | None = None) -> dict[str, str]:
     """Every model of the run, by its key."""
     names = {"model.model_name_or_path": args.model.model_name_or_path}
-    if config is None or config.uses_reference:
+    if hasattr(args, "ref") and (config is None or config.uses_reference):
         names["ref.model_name_or_path"] = args.ref.model_name_or_path
     if config is not None and config.oracle is not None:
         names[f"{config.section}.oracle"] = config.oracle
     return names
+
+
+def _check_model(key: str, config: Any, args: SimpleNamespace) -> None:
+    """Refuse flags that a model cannot be loaded with."""
+    from openrlhf.models.actor import PACKED_BY_POSITION_IDS
+
+    kind, attention = config.model_type, args.ds.attn_implementation
+    if args.model.aux_loss_coef > LEAST_COEF and not hasattr(config, "output_router_logits"):
+        raise SparsePOError(f"model.aux_loss_coef has no effect: {kind} ({key}) has no expert router")
+    if args.ds.packing_samples and attention in ("sdpa", "eager") and kind not in PACKED_BY_POSITION_IDS:
+        raise SparsePOError(
+            f"ds.packing_samples: with {attention} attention a {kind} model ({key}) would mix samples; "
+            "use flash_attention_2, or turn packing off"
+        )
+    try:
+        empty_model(config, args.model.trust_remote_code, attn_implementation=attention)
+    except (ImportError, ValueError) as error:
+        raise SparsePOError(f"ds.attn_implementation: {attention} with {kind} ({key}): {first_line(error)}") from error
+
+
+def _with_adapter(policy: Any, args: SimpleNamespace) -> Any:
+    """The policy, with its LoRA adapter if it gets one, as OpenRLHF's Actor makes it."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    lora = args.ds.lora
+    if lora.rank == 0:
+        return policy
+    settings = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    try:
+        return get_peft_model(
+            policy, LoraConfig(task_type=TaskType.CAUSAL_LM, target_modules=lora.target_modules, **settings)
+        )
+    except ValueError as error:
+        raise SparsePOError(f"ds.lora.target_modules: {first_line(error)}") from error
+
+
+def _check_loss(policy: Any, reference: Any | None, args: SimpleNamespace, config: LossConfig) -> None:
+    """Put policy, reference and masks together."""
+    check_head("ds.lora.target_modules", policy)
+    refuse_idle_dropout(policy.config, config)
+    joined = join(policy, None if shares_reference(args) else reference, config, args.train.seed)
+    if args.optim == "muon" and joined.mask_group():
+        _refuse_mask_group(config)
 
 
 def _refuse_mask_group(config: LossConfig) -> None:

@@ -13,14 +13,15 @@ from ...causality import first_leak
 from ...checkpoint import RunDescription, versions_of
 from ...config import LossConfig
 from ...decoder import load_decoder
-from ...errors import SparsePOError, met_by_all
+from ...errors import SparsePOError, met_by_all, shown
 from ...masks import build_masks
 from ...policy import PolicyOutput
 from ...reference import Runner
 from ...registry import OBJECTIVES, import_plugins
 from ...step import PreferenceStep
 from ...texts import Joining, encode
-from .checks import LEAST_COEF, check_run, refuse_flags, shares_reference
+from .checks import check_run, refuse_flags, shares_reference
+from .flags import LEAST_COEF
 from .guard import Guard
 from .keys import naming_flags
 from .layout import layout
@@ -45,7 +46,7 @@ def find_loss(name: str, plugins: list[str]) -> type[PreferenceLoss]:
     """
     import_plugins(plugins)
     if ":" not in name and name not in OBJECTIVES.names():
-        raise LookupError(f"unknown loss {name}; registered are {', '.join(OBJECTIVES.names())}")
+        raise LookupError(f"unknown loss {shown(name)}; registered are {', '.join(OBJECTIVES.names())}")
     return TokenLoss
 
 

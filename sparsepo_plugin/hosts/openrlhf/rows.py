@@ -3,9 +3,8 @@
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from ...errors import SparsePOError
+from ...errors import SparsePOError, first_line
 from ...texts import joined
-from ..models import first_line
 
 _TEXT = "text is needed (data.apply_chat_template turns messages into text)"
 _MESSAGES = "a list of messages is needed (data.apply_chat_template)"

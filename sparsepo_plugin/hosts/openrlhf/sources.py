@@ -9,8 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ...errors import SparsePOError
-from ..models import first_line
+from ...errors import SparsePOError, first_line
 from .files import FaultOf, faults
 
 _ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".arrow")

@@ -1,0 +1,95 @@
+"""What the machine, its packages and the launcher's variables can get wrong."""
+
+from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sparsepo_plugin.cli import app
+from sparsepo_plugin.hosts.openrlhf import flags, overlay
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE in the environment: a whole number is needed, not 'two'"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE in the environment: a whole number is needed, not ''"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE in the environment: a whole number is needed, not '0'"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE in the environment: a whole number is needed, not '-1'"),
+        ({"WORLD_SIZE": "1.5"}, "WORLD_SIZE in the environment: a whole number is needed, not '1.5'"),
+        ({"WORLD_SIZE": "²"}, "WORLD_SIZE in the environment: a whole number is needed, not '²'"),
+        ({"WORLD_SIZE": "3"}, "8 is no multiple of train.micro_batch_size × processes, 8 × 3"),
+        ({"RANK": "first"}, "RANK in the environment: a whole number is needed, not 'first'"),
+        ({"RANK": "1"}, "RANK in the environment: must be from 0 to below WORLD_SIZE (1), not 1"),
+        ({"RANK": "-1"}, "RANK in the environment: must be from 0 to below WORLD_SIZE (1), not -1"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK in the environment: must be from 0 to below WORLD_SIZE (2), not 2"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK in the environment: a whole number is needed, not 'x'"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT in the environment: a whole number is needed, not 'http'"),
+    ],
+    ids=str,
+)
+def test_variables_of_a_launcher(refused, monkeypatch, variables, says):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    refused((says,))
+
+
+def test_only_the_first_rank_tells(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        result = CliRunner().invoke(app, ["check", str(tmp_path / "absent.yaml")])
+        assert (result.exit_code, result.stderr.count("sparsepo: error: ")) == (2, lines)
+
+
+@pytest.mark.parametrize("command", ["check", "train", "sft"])
+@pytest.mark.parametrize(
+    ("version", "says"),
+    [
+        (None, "OpenRLHF 0.11.2 is not installed: pip install --no-deps openrlhf==0.11.2"),
+        ("0.10.4", "OpenRLHF 0.10.4 is installed, 0.11.2 is needed: pip install"),
+        ("0.12.0", "OpenRLHF 0.12.0 is installed, 0.11.2 is needed"),
+    ],
+)
+def test_openrlhf(refused, monkeypatch, command, version, says):
+    def distribution(name):
+        if version is None:
+            raise PackageNotFoundError(name)
+        return SimpleNamespace(version=version)
+
+    monkeypatch.setattr(overlay, "distribution", distribution)
+    refused((says,), command=command)
+
+
+@pytest.mark.parametrize(
+    ("package", "over"),
+    [
+        ("tensorboard", {"logger": {"tensorboard_dir": "tb"}}),
+        ("wandb", {"logger": {"wandb": {"key": "k"}}}),
+        ("bitsandbytes", {"ds": {"load_in_4bit": True, "param_dtype": "bf16", "lora": {"rank": 4}}}),
+        ("liger_kernel", {"ds": {"use_liger_kernel": True}}),
+        ("ring_flash_attn", {"ds": {"ring_attn_size": 2, "packing_samples": True}}),
+    ],
+)
+def test_packages(refused, monkeypatch, package, over):
+    monkeypatch.setattr(flags, "_installed", lambda name: name != package)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    refused((f"needs the package {package}",), over=over)
+
+
+def test_flash_attention_that_is_not_installed(refused, monkeypatch):
+    """Where there is a GPU, transformers says what else its attention needs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    over = {"ds": {"attn_implementation": "flash_attention_3", "packing_samples": True}}
+    refused(
+        ("ds.attn_implementation: flash_attention_3 with llama (model.model_name_or_path): ImportError",), over=over
+    )
+
+
+def test_half_precision_that_the_processor_lacks(refused, monkeypatch):
+    monkeypatch.setattr(flags, "_accelerator", lambda: SimpleNamespace(is_fp16_supported=lambda: False))
+    refused(("ds.param_dtype: fp16 is not supported by this processor",), over={"ds": {"param_dtype": "fp16"}})
