@@ -12,8 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 BREAKING = """
 import os
 import torch
+from deepspeed.accelerator import get_accelerator
 from sparsepo_plugin import OBJECTIVES
 from sparsepo_plugin.objectives.sparsepo import SparsePO
+
+get_accelerator().is_fp16_supported = lambda: True  # PyTorch computes it on a CPU; DeepSpeed asks for speed
 
 
 class Broken(torch.autograd.Function):
@@ -30,9 +33,11 @@ class Broken(torch.autograd.Function):
 class Breaking(SparsePO):
     regularises = {}
 
-    def __init__(self, beta: float = 0.1, *, gradient: list[int] = [], infinite: list[int] = [], rank: int = 0):
+    def __init__(self, beta: float = 0.1, *, gradient: list[int] = [], infinite: list[int] = [],
+                 large: list[int] = [], factor: float = 1.0, rank: int = 0):
         super().__init__(beta)
-        self.gradient, self.infinite, self.here, self.count = gradient, infinite, int(os.environ["RANK"]) == rank, 0
+        self.gradient, self.infinite, self.large, self.factor = gradient, infinite, large, factor
+        self.here, self.count = int(os.environ["RANK"]) == rank, 0
 
     def forward(self, stats, masks, tokens):
         output = super().forward(stats, masks, tokens)
@@ -41,6 +46,8 @@ class Breaking(SparsePO):
             output.loss = Broken.apply(output.loss)
         if self.here and self.count in self.infinite:
             output.loss = output.loss + float("inf")
+        if self.here and self.count in self.large:
+            output.loss = output.loss + self.factor * (output.loss - output.loss.detach())
         return output
 """
 
@@ -138,6 +145,34 @@ def test_one_rank_of_two_amid_an_accumulation(stage, breaking):
     assert len(warnings(run)) == 1
     assert run.scalars("train/skipped_steps") == [0, *[1] * 9]
     assert all(value.isfinite().all() for value in run.weights.values())
+
+
+def test_the_optimizer_of_bf16_with_gradients_in_fp32(breaking):
+    """DeepSpeed's own for stage 1, in which each rank has a share of the parameters."""
+    ds = {"zero_stage": 1, "param_dtype": "bf16", "grad_accum_dtype": "fp32"}
+    line = refusal(breaking({"gradient": [3], "rank": 1}, processes=2, ds=ds, train={"micro_batch_size": 4}))
+    assert "rank 1: not finite at step 3: gradient of the loss by" in line
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_gradient_that_overflows_in_the_model(stage, breaking):
+    """Finite where it enters the model: the parameter is named in place of the pairs."""
+    run = breaking({"large": [3], "factor": 3e38}, ds={"zero_stage": stage})
+    line = refusal(run)
+    assert re.search(
+        r"step 3: gradient of \S+ of the (policy|masks), any pair of the step; the loss is finite: ", line
+    )
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_fp16_scales_its_loss_down_until_it_cannot(stage, breaking):
+    """From 2**16, once it has overflowed twice, to 1; DeepSpeed leaves those updates out, and no run is stopped."""
+    over = {"ds": {"zero_stage": stage, "param_dtype": "fp16"}, "train": {"max_epochs": 2}}
+    run = breaking({"large": [3, 4], "factor": 1e7}, **over)
+    assert run.code == 0 and not warnings(run), run.output[-4000:]
+    assert run.scalars("train/skipped_steps") == [0, 0, 1, *[2] * 17]
+    line = refusal(breaking({"large": list(range(1, 30)), "factor": 1e30}, **over))
+    assert "gradient of " in line and "what overflows in float16 may not in float32 (ds.param_dtype)" in line
 
 
 def test_ten_in_a_row_end_a_run_that_skips(breaking):

@@ -101,6 +101,8 @@ def test_the_description_says_everything(tmp_path):
             "offload_features": False,
             "chunk_size": None,
             "disable_dropout": True,
+            "on_nonfinite": "stop",
+            "on_dead_mask": "warn",
         },
         "loss_plugins": [],
         "base_model": "base",

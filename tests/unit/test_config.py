@@ -157,7 +157,10 @@ def test_what_is_read_of_models():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("wrong: 1", "sparsepo.wrong is not a key of this section: allowed are chunk_size, disable_dropout, mask_lr,"),
+        (
+            "wrong: 1",
+            "sparsepo.wrong is not a key of this section: allowed are chunk_size, disable_dropout, on_nonfinite,",
+        ),
         ("wrong: 1", "layers, depth, layer_norm, activation, dropout, min, max, init"),
         ("options: {}", "sparsepo.options is not a key"),
         ("hidden_size: 8", "sparsepo.hidden_size is not a key"),

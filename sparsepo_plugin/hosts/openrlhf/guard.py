@@ -111,9 +111,10 @@ def _overflows(engine: Any) -> bool:
         optimizer.check_overflow()
         optimizer.check_grad_overflow = False  # it would look again
         return optimizer.overflow
-    # Without ZeRO all ranks have the same gradients.
     gradients = [_local_gradient(parameter) for parameter in engine.module.parameters()]
-    overflow = bool(torch.stack([has_inf_or_nan(own) for own in gradients if own is not None]).any())
+    found = torch.stack([has_inf_or_nan(own) for own in gradients if own is not None]).any().byte()
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    overflow = bool(found)
     if isinstance(optimizer, torch.optim.Optimizer):  # that of 16 bits looks itself
         if not hasattr(optimizer, "overflow"):
             optimizer.register_step_pre_hook(_drop_gradients)
