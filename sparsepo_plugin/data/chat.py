@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from ..errors import SparsePOError
+from ..errors import SparsePOError, fault
 from .base import Pair, Row, usable
 
 Messages = list[dict[str, str]]
@@ -49,11 +49,14 @@ def renderer(tokenizer: str, chat_template: Path | None) -> Render:
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
+        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+    except Exception as error:  # whatever its files make the library raise
+        raise SparsePOError(f"--tokenizer {tokenizer} cannot be loaded: {fault(error)}") from error
+    try:
         if chat_template:
-            loaded.chat_template = chat_template.read_text()
+            loaded.chat_template = chat_template.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise SparsePOError(f"chat: {str(error).splitlines()[0]}") from error
+        raise SparsePOError(f"--chat-template {chat_template} cannot be read: {fault(error)}") from error
     if not loaded.chat_template:
         raise SparsePOError(f"chat: the tokenizer {tokenizer} has no chat template; give --chat-template FILE")
     return loaded.apply_chat_template
@@ -79,12 +82,10 @@ def rendered(
     render: Render, prompt: Messages, chosen: dict[str, str], rejected: dict[str, str], dropped: Counter[str]
 ) -> Iterator[Pair]:
     """The pair as the template's own text, unless that refuses it or does not begin with the prompt's text."""
-    from jinja2 import TemplateError
-
     try:
         text = render(prompt, tokenize=False, add_generation_prompt=True)
         whole = [render([*prompt, answer], tokenize=False) for answer in (chosen, rejected)]
-    except TemplateError as error:
+    except Exception as error:  # whatever the template raises
         dropped[f"the chat template refuses the conversation: {error}"] += 1
         return
     if all(side.startswith(text) for side in whole):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import SparsePOError
+from ..errors import SparsePOError, fault
 from .base import Pair, Row
 
 _LINES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
@@ -26,6 +26,8 @@ def read_rows(source: str) -> Iterator[Row]:
     Raises:
         SparsePOError: the source does not exist or cannot be read, or a line is not a JSON object; names the line.
     """
+    if not source:
+        raise SparsePOError("--input is empty; a file, a folder or a hub name is needed")
     if Path(source).exists():
         name, split = source, "train"
     else:
@@ -43,7 +45,7 @@ def read_rows(source: str) -> Iterator[Row]:
 
 
 def write_pairs(pairs: Iterable[Pair], output: Path) -> int:
-    """Write pairs as JSON lines, all of them or none: the file appears when it is complete.
+    """Write pairs as JSON lines, all of them or none: the file, and folders that it lacks, appear when it is complete.
 
     Returns:
         How many were written; without a pair there is no file.
@@ -53,19 +55,23 @@ def write_pairs(pairs: Iterable[Pair], output: Path) -> int:
     """
     if output.suffix != ".jsonl":
         raise SparsePOError(f"--output {output} must end in .jsonl, the trainer goes by it")
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        file = partial.open("w", encoding="utf-8")
-    except OSError as error:
-        raise SparsePOError(f"--output {output}: {error.strerror}") from error
+    there = next(parent for parent in output.absolute().parents if parent.exists())
+    if not there.is_dir():
+        raise SparsePOError(f"--output {output}: {there} is a file, a folder is needed there")
+    if output.is_dir():
+        raise SparsePOError(f"--output {output} is a folder, a file is needed")
+    partial = there / f".{output.name}.{os.getpid()}.partial"
     written = 0
     try:
-        with file:
+        with partial.open("w", encoding="utf-8") as file:
             for pair in pairs:
                 file.write(json.dumps(pair._asdict(), ensure_ascii=False) + "\n")
                 written += 1
         if written:
+            output.parent.mkdir(parents=True, exist_ok=True)
             partial.replace(output)
+    except OSError as error:
+        raise SparsePOError(f"--output {output}: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
     return written
@@ -97,7 +103,7 @@ def _file_rows(path: Path) -> Iterator[Row]:
 def _parse(line: bytes, place: str) -> Row:
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SparsePOError(f"{place}: not JSON: {error}; one object a line is needed") from error
     if not isinstance(values, dict):
         raise SparsePOError(f"{place}: {values!r:.60} is not a mapping; one object a line is needed")
@@ -111,7 +117,10 @@ def _dataset_rows(name: str, split: str) -> Iterator[Row]:
     if not any((Path(name) / saved).exists() for saved in ("state.json", "dataset_dict.json")):
         yield from _numbered(name, _load(name, data_dir=folder or None, split=split, streaming=True))
         return
-    data = datasets.load_from_disk(name)
+    try:
+        data = datasets.load_from_disk(name)
+    except Exception as error:  # whatever its files make the library raise
+        raise SparsePOError(f"--input {name} cannot be read: {fault(error)}") from error
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
             raise SparsePOError(f"{name} has the splits {', '.join(data)}; none is called {split!r}")
@@ -124,9 +133,9 @@ def _load(*args: Any, **kwargs: Any) -> Any:
 
     try:
         return datasets.load_dataset(*args, **kwargs)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever the files make the library raise
         name = kwargs.get("data_files", args[0])
-        raise SparsePOError(f"--input {name} cannot be read: {str(error).splitlines()[0]}") from error
+        raise SparsePOError(f"--input {name} cannot be read: {fault(error)}") from error
 
 
 def _numbered(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[Row]:

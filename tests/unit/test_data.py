@@ -394,14 +394,58 @@ def test_chat_needs_a_tokenizer_with_a_template(run, tokenizer):
     )
 
 
-def test_missing_input_and_bad_output(run, tmp_path):
+def test_missing_input(run):
     assert "missing.jsonl does not exist; a file, a folder or a hub name is needed" in run("hh", "missing.jsonl")[1]
+    assert "--input is empty; a file, a folder or a hub name is needed" in run("hh", "")[1]
+
+
+@pytest.fixture
+def write_to(tmp_path):
+    """Exit code and the line of the command with an output below a folder that has `file` and `folder.jsonl/`."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.jsonl").mkdir()
     app = typer.Typer()
     app.command()(data)
-    for output, message in (("pairs.csv", "must end in .jsonl"), ("none/pairs.jsonl", "No such file or directory")):
-        arguments = ["hh", "--input", str(SAMPLES / "hh.jsonl"), "--output", str(tmp_path / output)]
-        result = CliRunner().invoke(app, arguments)
-        assert result.exit_code == 2 and message in result.stderr
+
+    def write_to(output, source=SAMPLES / "hh.jsonl"):
+        result = CliRunner().invoke(app, ["hh", "--input", str(source), "--output", str(tmp_path / output)])
+        return result.exit_code, result.stderr.splitlines()[-1]
+
+    return write_to
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        ("pairs.csv", "must end in .jsonl"),
+        ("folder.jsonl", "is a folder, a file is needed"),
+        ("file/pairs.jsonl", "file is a file, a folder is needed there"),
+    ],
+)
+def test_bad_output(output, says, write_to, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    code, line = write_to(output)
+    assert code == 2 and line.startswith(f"sparsepo: error: --output {tmp_path / output}") and says in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_folders_of_the_output_are_made_when_the_pairs_are_there(write_to, write, tmp_path):
+    bad = write([*rows_of("hh.jsonl"), {"chosen": 5}])
+    assert write_to("new/folder/pairs.jsonl", bad)[0] == 2 and not (tmp_path / "new").exists()
+    assert write_to("new/folder/pairs.jsonl")[0] == 0
+    assert [path.name for path in (tmp_path / "new").rglob("*")] == ["folder", "pairs.jsonl"]
+
+
+def test_a_line_nested_endlessly(run, write):
+    _, report, code = run("hh", file := write(["[" * 10**5]))
+    assert code == 2 and f"{file}, line 1: not JSON: maximum recursion depth exceeded" in report
+
+
+def test_a_tokenizer_that_cannot_be_loaded(run, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    _, report, code = run("hh", SAMPLES / "hh.jsonl", tokenizer=tmp_path)
+    assert code == 2 and f"--tokenizer {tmp_path} cannot be loaded: TypeError" in report and report.count("\n") == 1
 
 
 def test_gzip_and_a_folder_without_its_other_splits(run, tmp_path):
