@@ -49,7 +49,7 @@ def renderer(tokenizer: str, chat_template: Path | None) -> Render:
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
+        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         if chat_template:
             loaded.chat_template = chat_template.read_text()
     except (OSError, ValueError) as error:
