@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .config import LossConfig
+from .decoder import loading
 from .errors import SparsePOError
 from .masks import Masks, build_masks
 from .options import STRICT
@@ -109,7 +110,9 @@ def load_masks(folder: str | Path, allow_code: bool = False) -> tuple[Masks | No
     masks = build_masks(described.loss, described.hidden_size, described.num_layers, seed=0)
     if masks is not None:
         path = _existing(folder / WEIGHTS)
-        _load_state(masks, load_file(path), path)
+        with loading("the masks", path):
+            state = load_file(path)
+        _load_state(masks, state, path)
         masks.eval()
     return masks, described
 

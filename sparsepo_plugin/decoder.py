@@ -3,9 +3,12 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .errors import SparsePOError
@@ -40,11 +43,28 @@ def load_decoder(
     """
     from transformers import AutoModelForCausalLM  # here, because loading transformers takes seconds
 
-    try:
+    with loading(what, name):
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise SparsePOError(f"{what}: {name} cannot be loaded: {' '.join(str(error).split())}") from error
     return model.to(device).eval()
+
+
+@contextmanager
+def loading(what: str, name: str | Path) -> Iterator[None]:
+    """Within the context a file that cannot be loaded is one line.
+
+    Args:
+        what: Whose file it is.
+        name: Folder or hub name.
+
+    Raises:
+        SparsePOError: a file is missing, damaged, or holds code.
+    """
+    try:
+        yield
+    except UnpicklingError as error:  # torch's own words are about how to run what the file holds
+        raise SparsePOError(f"{what}: {name} cannot be loaded: its weights are damaged, or hold code") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise SparsePOError(f"{what}: {name} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

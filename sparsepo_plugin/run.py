@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .checkpoint import RunDescription, load_masks
-from .decoder import load_decoder
+from .decoder import load_decoder, loading
 from .errors import SparsePOError
 from .masks import Masks
 from .policy import MaskedPolicy
@@ -176,17 +176,20 @@ def load_run(
     if adapter:
         from peft import PeftModel
 
-        policy = PeftModel.from_pretrained(policy, str(folder)).to(device)
+        with loading("the adapter", folder):
+            policy = PeftModel.from_pretrained(policy, str(folder)).to(device)
     if reference is None and not described.shared_reference:
         reference = described.reference
     if isinstance(reference, str):
         reference = load(reference, "the reference (load_run takes another place as reference=…)")
     oracle = described.loss.oracle
+    with loading("the tokenizer", folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_code)
     return Run(
         policy=policy.eval(),
         reference=reference if reference is None else reference.to(device).eval(),
         masks=masks if masks is None else masks.to(device),
-        tokenizer=AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_code),
+        tokenizer=tokenizer,
         description=described,
         oracle=None if oracle is None else load(oracle, "the oracle"),
     )

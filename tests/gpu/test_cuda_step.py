@@ -1,7 +1,7 @@
 """The step on a CUDA device against the CPU's: compiled arithmetic, products of 16 bits, rows in host memory.
 
-Tolerances: float32 sums in another order, 1e-4 (torch leaves TF32 off); bfloat16 weights and activations, whose
-numbers are rounded to 2⁻⁸, 5e-2 of the largest value.
+Tolerances: float32 sums in another order, 1e-4 (TF32 is off); bfloat16 weights and activations, whose numbers
+are rounded to 2⁻⁸, 5e-2 of the largest value.
 """
 
 from functools import partial
