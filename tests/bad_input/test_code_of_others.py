@@ -128,7 +128,7 @@ GOOD = "rewards = tokens.sum(stats.policy_logps); output = self.output(rewards);
         (objective(GOOD, init="1 / 0"), "cannot be made: ZeroDivisionError: division by zero"),
         (objective(GOOD, init="super().__init__(); self.w = torch.nn.Linear(1, 1)"), "has parameters, which nothing"),
         (objective(GOOD, extra="mask = 'nothing'"), "unknown mask 'nothing'"),
-        (objective(GOOD, extra="expectation = 'both'"), "has expectation 'both', not a name of one"),
+        (objective(GOOD, extra="expectation = 'both'"), "has expectation 'both', allowed are reference, policy"),
         (f"{HEAD}\nclass Own(Objective): pass", "failed: NotImplementedError"),
         (f"{HEAD}\nclass Own(TokenMask): pass", "is not a sparsepo_plugin.Objective"),
         ("import sys; sys.exit(0)", "cannot be imported: SystemExit: 0"),

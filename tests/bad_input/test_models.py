@@ -251,3 +251,14 @@ def test_models_that_can_be_used(config, model, tmp_path, monkeypatch, over, cha
     result = CliRunner().invoke(app, ["check", "run.yaml"])
     assert result.exit_code == 0, result.output
     assert AutoConfig.from_pretrained("broken")
+
+
+def test_looking_at_models_draws_no_random_number(config, tmp_path, monkeypatch):
+    """The adapter's start comes after it, from the seed: what has been looked at must not change a run."""
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(yaml.safe_dump(config(ds={"lora": {"rank": 4}})))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    result = CliRunner().invoke(app, ["check", "run.yaml"])
+    assert result.exit_code == 0, result.output
+    assert torch.equal(torch.get_rng_state(), before)

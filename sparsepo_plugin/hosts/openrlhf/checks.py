@@ -3,6 +3,8 @@
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from ...config import LossConfig, objective_class, taken_from_host
 from ...errors import SparsePOError, first_line
 from ..models import check_head, check_vocabularies, empty_model, join, read_models, refuse_idle_dropout
@@ -101,7 +103,8 @@ def check_models(args: SimpleNamespace, config: LossConfig | None = None) -> Any
     """
     names = model_names(args, config)
     refuse_overwriting(args, names)
-    with naming_flags():
+    # What is drawn here must not change the start of an adapter, which comes after it from the same seed.
+    with torch.random.fork_rng(devices=[]), naming_flags():
         models = read_models(names, args.model.trust_remote_code)
         check_vocabularies(models)
         for key, model in models.items():
