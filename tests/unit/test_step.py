@@ -34,7 +34,7 @@ def test_output():
     assert out.loss.requires_grad
     assert out.chosen_rewards.shape == out.rejected_rewards.shape == (2,)
     assert not out.chosen_rewards.requires_grad
-    assert not out.masks.reward.requires_grad
+    assert not any(x.requires_grad for x in (*out.masks, *out.statistics, out.advantage))
     assert out.masks.reward.shape == (len(PAIRS.tokens),)
     assert out.aux_loss is None
     assert all(isinstance(value, float) for value in out.metrics.values())
