@@ -294,6 +294,14 @@ def test_mask_lr_of_the_policy():
     assert wrap({**SECTION, "mask_lr": "policy"}).mask_group().keys() == {"params", "weight_decay"}
 
 
+def test_a_frozen_part_of_a_mask_is_not_in_the_group():
+    wrapped = wrap()
+    frozen = wrapped.masks.reward.weight.requires_grad_(False)
+    assert {id(p) for p in wrapped.mask_group()["params"]} == {id(p) for p in wrapped.masks.parameters()} - {
+        id(frozen)
+    }
+
+
 def test_masks_that_learn_nothing_have_no_group():
     assert wrap({"mask": "uniform"}).mask_group() is None
 
