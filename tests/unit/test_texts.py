@@ -22,7 +22,7 @@ ROWS = [
     {"prompt": "w1 w2 ", "chosen": "w3 w4", "rejected": "w5"},
     {"prompt": "w1 w2", "chosen": " w3 w4 </s>", "rejected": " w5\n\n"},
     {"prompt": "w7 ", "chosen": "w3\n", "rejected": "w5\nw6"},
-    {"prompt": "", "chosen": "w3 w4", "rejected": "unknown"},
+    {"prompt": "", "chosen": "w3 w4", "rejected": "spaces at the end  "},
 ]
 
 
