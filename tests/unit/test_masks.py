@@ -101,6 +101,11 @@ def test_learned_needs_only_what_it_reads():
     assert learned().needs == learned(layers=[0]).needs == {"hidden_states"}
 
 
+def test_features_are_not_rounded_to_the_dtype_of_a_learned_mask():
+    masks = build(layers="last").to(torch.bfloat16)
+    assert torch.equal(masks(features(), TOKENS).reward, masks.reward(features(), TOKENS))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_learned_computes_in_float32(dtype):
     """Features in the model's dtype, and parameters too when the engine casts them."""
@@ -461,6 +466,7 @@ def test_activation_floor_without_rescaling_is_refused():
         ({"layers": [3]}, r"^sparsepo\.layers: \[3\], allowed are all, last, or a list from 0 to 2"),
         ({"layers": [-4]}, r"^sparsepo\.layers"),
         ({"layers": []}, r"^sparsepo\.layers"),
+        ({"kl": {"layers": [3]}}, r"^sparsepo\.kl\.layers: \[3\]"),
         ({"min": 0.5, "max": 0.5}, r"^sparsepo\.min: 0\.5 must be below max: 0\.5"),
     ],
 )

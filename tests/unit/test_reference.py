@@ -141,7 +141,6 @@ def test_head_never_runs(model, pairs):
 
 def test_no_whole_sequence_state_outlives_its_layer():
     """Peak of live [S, T, d] tensors does not grow with depth: each recorded layer output dies with its layer."""
-    import gc
     import weakref
 
     model, pairs = decoder("llama", num_hidden_layers=6), Pairs(TWO_PAIRS)
@@ -150,7 +149,6 @@ def test_no_whole_sequence_state_outlives_its_layer():
 
     def hook(module, args, out):
         outputs.append(weakref.ref(out))
-        gc.collect()
         alive.append(sum(ref() is not None for ref in outputs))
 
     handles = [layer.register_forward_hook(hook) for layer in decoder_layers(model)]
