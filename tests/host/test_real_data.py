@@ -1,19 +1,23 @@
-"""Ten steps on real preference pairs: a smoke test on text that nobody wrote for this project.
+"""Ten steps on text that nobody wrote for this project: a smoke test.
 
-The pairs lie beside the repository, in ../shared/data, and are not part of it; without them the tests are skipped.
+Every interpreter brings some, the manual that `help()` shows. Real preference pairs lie beside the repository, in
+../shared/data, and are not part of it; without them their tests are skipped.
 """
 
 import gzip
 import json
 import math
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-SETS = {"imdb": "odpo_imdb_train", "hh": "hh_helpful_single_turn", "chat": "dpo_en_demo"}
+FILES = {"imdb": "odpo_imdb_train", "hh": "hh_helpful_single_turn", "chat": "dpo_en_demo"}
 MAX_LEN, STEPS, BATCH = 640, 10, 4
 
 TEMPLATE = (
@@ -21,15 +25,18 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="no real pairs in ../shared/data")
+beside = pytest.mark.skipif(not DATA.is_dir(), reason="no real pairs in ../shared/data")
+every_set = pytest.mark.parametrize("name", ["manual", *(pytest.param(name, marks=beside) for name in FILES)])
 
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory) -> Path:
-    """Folder with `model/`, a tiny Llama and a byte-level BPE trained on the pairs, and `imdb|hh|chat.jsonl`."""
+    """Folder with `model/`, a tiny Llama and a byte-level BPE of the manual, and a file of each set that is there."""
     folder = tmp_path_factory.mktemp("real")
-    rows = {name: [as_openrlhf_reads_it(name, row) for row in read(file)] for name, file in SETS.items()}
-    tokenizer = train_tokenizer(rows)
+    rows = {"manual": manual()}
+    if DATA.is_dir():
+        rows |= {name: [as_openrlhf_reads_it(name, row) for row in read(file)] for name, file in FILES.items()}
+    tokenizer = train_tokenizer(row["chosen"] for row in rows["manual"])
     tokenizer.save_pretrained(folder / "model")
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -44,12 +51,20 @@ def real(tmp_path_factory) -> Path:
         initializer_range=0.1,
     )
     LlamaForCausalLM(config).save_pretrained(folder / "model")
-    for name in SETS:
+    for name in rows:
         # A response beyond data.max_len is refused by design, so pairs that long stay out.
         fitting = [row for row in rows[name] if longest(row, tokenizer) <= MAX_LEN][: STEPS * BATCH]
         assert len(fitting) == STEPS * BATCH
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fitting))
     return folder
+
+
+def manual() -> list[dict]:
+    """Paragraphs of Python's manual: the first half of each, how it goes on, and how the next one does."""
+    paragraphs = [text for page in topics.values() for text in page.split("\n\n") if len(text) > 80]
+    cuts = [text.find(" ", len(text) // 2) for text in paragraphs]
+    halves = [(text[:cut], text[cut:]) for text, cut in zip(paragraphs, cuts, strict=True)]
+    return [{"prompt": start, "chosen": end, "rejected": other} for (start, end), (_, other) in pairwise(halves)]
 
 
 def read(name: str) -> list[dict]:
@@ -66,7 +81,7 @@ def as_openrlhf_reads_it(name: str, row: dict) -> dict:
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-def train_tokenizer(rows: dict[str, list[dict]]):
+def train_tokenizer(texts: Iterator[str]):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -79,7 +94,6 @@ def train_tokenizer(rows: dict[str, list[dict]]):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = (row["chosen"] for name in ("imdb", "hh") for row in rows[name])
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", chat_template=TEMPLATE
@@ -109,7 +123,7 @@ def run(real, train):
     return run
 
 
-@pytest.mark.parametrize("name", SETS)
+@every_set
 def test_sparsepo(name, run):
     finished = run("sparsepo", name, {"mask": "learned", "l1_reward": 1e-4, "l1_kl": 1e-4})
     assert_trained(finished)
@@ -118,7 +132,7 @@ def test_sparsepo(name, run):
     assert means.min() > 0 and means[0] != means[-1]
 
 
-@pytest.mark.parametrize("name", SETS)
+@every_set
 def test_tdpo(name, run):
     finished = run("tdpo", name, {})
     assert_trained(finished)
@@ -126,7 +140,7 @@ def test_tdpo(name, run):
     assert finished.losses[0].item() == pytest.approx(math.log(2), abs=1e-5)  # the policy still is the reference
 
 
-@pytest.mark.parametrize("name", SETS)
+@every_set
 def test_simpo(name, run, real):
     finished = run("simpo", name, {})
     assert_trained(finished)

@@ -14,7 +14,6 @@ activate()
 
 from openrlhf.datasets import RewardDataset  # noqa: E402
 
-WORDS = ["<unk>", "<pad>", "</s>", "user:", "assistant:", "Q", *(f"w{i}" for i in range(20))]
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -23,17 +22,18 @@ ROWS = [
     {"prompt": "w1 w2 ", "chosen": "w3 w4", "rejected": "w5"},
     {"prompt": "w1 w2", "chosen": " w3 w4 </s>", "rejected": " w5\n\n"},
     {"prompt": "w7 ", "chosen": "w3\n", "rejected": "w5\nw6"},
-    {"prompt": "", "chosen": "w3 w4", "rejected": "unknown"},
+    {"prompt": "", "chosen": "w3 w4", "rejected": "spaces at the end  "},
 ]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>", chat_template=TEMPLATE
-    )
+@pytest.fixture(scope="module", params=[False, True], ids=["", "end is split"])
+def tokenizer(request):
+    """A token a byte: every space and line feed counts; the end-of-sequence text is one token, or several."""
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({byte: i for i, byte in enumerate(bytes_)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "split_special_tokens": request.param}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=TEMPLATE, **special)
 
 
 def host_sequences(rows, tokenizer, **data):
@@ -73,4 +73,4 @@ def test_messages_equal_the_hosts(tokenizer):
     for prompt, chosen, rejected in ((row["prompt"], row["chosen"], row["rejected"]), ("w1 w2", "w3", "w4 w5")):
         ours = [encode(tokenizer, *joining.texts(tokenizer, prompt, response)) for response in (chosen, rejected)]
         assert ours == [(ids, prompt_len) for ids in sequences]
-    assert prompt_len == 4  # user: w1 w2 assistant:
+    assert prompt_len == len("user: w1 w2\nassistant: ")

@@ -30,10 +30,14 @@ class SeesAt(TokenMask):
 
 
 class SeesTheToken(TokenMask):
-    """The token that is written, which nobody knows before."""
+    """The token that is written, which nobody knows before, from position `start` on."""
+
+    def __init__(self, start: int = 0) -> None:
+        super().__init__()
+        self.start = start
 
     def forward(self, features, tokens):
-        return tokens.labels.float()
+        return torch.where(tokens.position >= self.start, tokens.labels.float(), 0.0)
 
 
 def leaks(masks, **options):
@@ -42,8 +46,15 @@ def leaks(masks, **options):
 
 @pytest.mark.parametrize(
     ("mask", "position"),
-    [(SeesAt(0), None), (SeesAt(1), 0), (SeesAt(2), 0), (SeesAt(1, start=2), 2), (SeesTheToken(), 0)],
-    ids=["causal", "one ahead", "two ahead", "only late", "the token"],
+    [
+        (SeesAt(0), None),
+        (SeesAt(1), 0),
+        (SeesAt(2), 0),
+        (SeesAt(1, start=2), 2),
+        (SeesTheToken(), 0),
+        (SeesTheToken(3), 3),
+    ],
+    ids=["causal", "one ahead", "two ahead", "only late", "the token", "the last token"],
 )
 def test_the_first_position_that_looks_ahead(mask, position):
     """The state of token t+1 has read token t: a mask that sees it leaks at t."""

@@ -8,7 +8,8 @@ from tiny import LAYERS, TWO_PAIRS, WIDTH, Pairs, decoder, describe
 
 from sparsepo_plugin import LossConfig, MaskedPolicy, ReferenceFeatures, SparsePOError, load_masks, save_masks
 from sparsepo_plugin import checkpoint as checkpoint_module
-from sparsepo_plugin.checkpoint import load_description
+from sparsepo_plugin.checkpoint import load_description, versions_of
+from sparsepo_plugin.config import MaskConfig
 from sparsepo_plugin.masks import build_masks
 from sparsepo_plugin.masks.learned import LearnedMask
 from sparsepo_plugin.texts import Joining
@@ -57,6 +58,18 @@ def test_the_dtype_comes_back(tmp_path):
     description, masks = make()
     save_masks(tmp_path, description, masks.to(torch.bfloat16).state_dict())
     assert {parameter.dtype for parameter in load_masks(tmp_path)[0].parameters()} == {torch.bfloat16}
+
+
+def test_a_gathered_state_need_not_be_contiguous(tmp_path):
+    description, masks = make()
+    state = {name: value.T.contiguous().T if value.dim() > 1 else value for name, value in masks.state_dict().items()}
+    assert not state["reward.weight"].is_contiguous()
+    save_masks(tmp_path, description, state)
+    assert torch.equal(load_masks(tmp_path)[0].reward.weight, masks.reward.weight)
+
+
+def test_versions_are_those_of_what_is_installed():
+    assert versions_of("no-such-package", "peft").keys() == {"sparsepo-plugin", "torch", "transformers", "peft"}
 
 
 def test_the_description_says_everything(tmp_path):
@@ -195,8 +208,13 @@ def test_a_file_that_cannot_be_read(change, says, tmp_path):
                 {"loss": "sparsepo", "objective": {}, "reward": {"mask": "code_of_others:M", "options": {}}}
             )
         },
+        {
+            "loss": LossConfig.from_section({}).model_copy(
+                update={"kl": MaskConfig(mask="code_of_others:M", options={})}
+            )
+        },
     ],
-    ids=["plugins", "loss", "mask"],
+    ids=["plugins", "loss", "mask", "kl mask"],
 )
 def test_code_that_a_file_names_runs_only_if_the_caller_allows_it(changes, tmp_path, monkeypatch):
     (tmp_path / "code_of_others.py").write_text("raise RuntimeError('the code ran')")

@@ -5,8 +5,10 @@ import re
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 
 from sparsepo_plugin import OBJECTIVES, LossConfig, Objective, SparsePOError
+from sparsepo_plugin.options import within
 
 FULL = """
 mask: learned
@@ -24,7 +26,7 @@ layer_norm: false
 activation: binary
 dropout: 0.1
 min: 0.1
-max: 2
+max: 2.0e0
 init: linear
 reward: {dropout: 0.0}
 kl: {layers: last, min: 2e-4}
@@ -77,7 +79,7 @@ def test_flags_of_the_host_go_to_objectives_that_take_them():
 
 def test_every_key():
     full = config(FULL)
-    assert full.objective["l1_reward"] == 2e-4  # YAML 1.1 reads 2e-4 as a string
+    assert full.objective["l1_reward"] == 2e-4  # YAML 1.1 reads 2e-4 and 2.0e0 as strings
     assert full.mask_lr == 1e-3
     assert full.reward.options["layers"] == full.reward.options["layers"] == [0, -1]
     assert full.reward.options | {"dropout": 0.1, "layers": "last", "min": 2e-4} == full.kl.options
@@ -145,6 +147,7 @@ def test_an_option_of_objective_and_mask_is_refused(monkeypatch):
 def test_what_is_read_of_models():
     """Whether a reference is loaded is known before any model is: from the classes."""
     assert config("").needs == {"hidden_states", "last_hidden"}
+    assert config("mask: uniform\nkl: {mask: activation}").needs == {"activations"}
     assert LossConfig.from_section({}, "dpo").uses_reference
     assert not LossConfig.from_section({}, "simpo").uses_reference
     assert LossConfig.from_section({"oracle": "x"}, "sepo").uses_reference
@@ -175,14 +178,18 @@ def test_what_is_read_of_models():
             "sparsepo.mask: mask 'no_such:Mask' cannot be imported: no such module in the current folder",
         ),
         ("mask: 3", "sparsepo.mask: .*string, not 3"),
+        ("mask: collections:OrderedDict", "sparsepo.mask: collections:OrderedDict is not a sparsepo_plugin.TokenMask"),
+        ("mask: torch.nn:Linear", "sparsepo.mask: torch.nn:Linear is not a sparsepo_plugin.TokenMask"),
         ("shared: 1", "sparsepo.shared: .*boolean, not 1"),
         ("expectation: both", "sparsepo.expectation: .*'reference' or 'policy', not 'both'"),
         ("l1_reward: -1", "sparsepo.l1_reward: .*greater than or equal to 0, not -1"),
+        ("l1_reward: -1e-3", "sparsepo.l1_reward: .*greater than or equal to 0, not -0.001"),
         ("l1_kl: .nan", "sparsepo.l1_kl: .*finite number"),
         ("l1_reward: a lot", "sparsepo.l1_reward: .*number.*, not 'a lot'"),
         ("l1_reward: 1\nl1_reduction: max", "sparsepo.l1_reduction: .*'sum' or 'mean', not 'max'"),
         ("l1_reduction: mean", "sparsepo.l1_reduction has no effect without l1_reward or l1_kl"),
         ("mask_lr: fast", "sparsepo.mask_lr: .*'policy', not 'fast'"),
+        ("mask_lr: 1e-3 or so", "sparsepo.mask_lr: .*'policy', not '1e-3 or so'"),
         ("mask_lr: -1", "sparsepo.mask_lr: .*greater than.* 0"),
         ("mask_weight_decay: -1", "sparsepo.mask_weight_decay: .*greater than or equal to 0"),
         ("chunk_size: 0", "sparsepo.chunk_size: .*greater than 0, not 0"),
@@ -266,6 +273,27 @@ def test_objectives_that_cannot_work(declares, says, monkeypatch):
 def test_a_class_that_is_no_objective():
     with pytest.raises(SparsePOError, match=r"loss: collections:OrderedDict is not a sparsepo_plugin\.Objective"):
         LossConfig.from_section({}, "collections:OrderedDict")
+
+
+def test_a_class_by_its_path_has_its_options_under_that_name():
+    path = "sparsepo_plugin.objectives.dpo:DPO"
+    assert LossConfig.from_section({}, path).section == "options"
+    with pytest.raises(SparsePOError, match=r"^options\.wrong is not a key"):
+        LossConfig.from_section({"wrong": 1}, path)
+
+
+def test_a_refusal_of_a_constructor_keeps_what_it_is_about():
+    def refuse():
+        raise SparsePOError("rate is too high", about="learning rate")
+
+    with pytest.raises(SparsePOError, match=r"^sparsepo\.rate is too high$") as caught:
+        within("sparsepo", refuse)
+    assert caught.value.about == "learning rate"
+
+
+def test_a_resolved_config_stays_as_it_is():
+    with pytest.raises(ValidationError, match="frozen"):
+        config("").mask_lr = 1.0
 
 
 def test_an_annotation_that_is_no_type(monkeypatch):

@@ -77,6 +77,7 @@ def refused(take, **lines) -> str:
         ("features.last_hidden.mul_(0.5)\nreturn ones", "changes features.last_hidden"),
         ("features.hidden_states[0] = 0\nreturn ones", "changes features.hidden_states"),
         ("features.activations = None\nreturn ones", "changes features.activations"),
+        ("features.last_hidden = features.last_hidden.clone()\nreturn ones", "changes features.last_hidden"),
     ],
 )
 def test_what_it_returns_and_leaves(take, forward, says):

@@ -22,7 +22,7 @@ def arguments(rows, columns, reference=True):
 
 
 @pytest.mark.parametrize("reference", [True, False])
-def test_equals_plain_and_overwrites_nothing(compiler, reference):
+def test_equals_plain_and_overwrites_nothing(tracer, reference):
     function = fused(softmax_times)
     for rows, columns in ((5, 30), (8, 70), (3, 11)):
         args = arguments(rows, columns, reference)
@@ -33,7 +33,7 @@ def test_equals_plain_and_overwrites_nothing(compiler, reference):
         torch.testing.assert_close(found, softmax_times(*args), atol=1e-6, rtol=1e-5)
 
 
-def test_compiles_once_for_all_shapes(compiler):
+def test_compiles_once_for_all_shapes(tracer):
     function = fused(softmax_times)
     torch._dynamo.utils.counters.clear()
     for rows, columns in ((5, 30), (8, 70), (3, 11), (1, 30), (2, 9)):
@@ -60,6 +60,6 @@ def test_falls_back_with_one_warning(monkeypatch, caplog):
     assert "not fused" in record.message and "no kernel today" in record.message
 
 
-def test_errors_of_the_arithmetic_itself_reach_the_caller(compiler):
+def test_errors_of_the_arithmetic_itself_reach_the_caller(tracer):
     with pytest.raises(RuntimeError, match="shapes"):
         fused(lambda logits, ref_logits: logits @ ref_logits)(torch.ones(3, 4), torch.ones(3, 4))

@@ -70,7 +70,15 @@ def plain_learned(mask, hidden_states, layers, normalise=True):
     return torch.stack(result)
 
 
-LAYER_CHOICES = [("all", [0, 1, 2]), ("last", [2]), ([0], [0]), ([2, 0], [0, 2]), ([-1], [2]), ([-1, -2], [1, 2])]
+LAYER_CHOICES = [
+    ("all", [0, 1, 2]),
+    ("last", [2]),
+    ([0], [0]),
+    ([2, 0], [0, 2]),
+    ([-1], [2]),
+    ([-1, -2], [1, 2]),
+    ([-3], [0]),
+]
 
 
 @pytest.mark.parametrize(("layers", "read"), LAYER_CHOICES, ids=str)
@@ -93,6 +101,11 @@ def test_learned_needs_only_what_it_reads():
     assert learned().needs == learned(layers=[0]).needs == {"hidden_states"}
 
 
+def test_features_are_not_rounded_to_the_dtype_of_a_learned_mask():
+    masks = build(layers="last").to(torch.bfloat16)
+    assert torch.equal(masks(features(), TOKENS).reward, masks.reward(features(), TOKENS))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_learned_computes_in_float32(dtype):
     """Features in the model's dtype, and parameters too when the engine casts them."""
@@ -100,6 +113,15 @@ def test_learned_computes_in_float32(dtype):
     upcast = ReferenceFeatures(low.hidden_states.float(), None, low.last_hidden.float())
     assert torch.equal(mask(low, TOKENS), mask(upcast, TOKENS))
     assert mask(low, TOKENS).dtype == mask.to(dtype)(low, TOKENS).dtype == torch.float32
+
+
+def test_no_layers_normalised_rows_wait_for_the_backward():
+    """Of all layers in float32 they would be twice what the features are; the rows themselves are there anyway."""
+    saved, given = [], features()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x), x)[1], lambda x: x):
+        learned()(given, TOKENS)
+    rows = given.hidden_states.untyped_storage().data_ptr()
+    assert not [x for x in saved if x.shape == (N, WIDTH) and x.untyped_storage().data_ptr() != rows]
 
 
 @pytest.mark.parametrize("layers", ["all", "last"])
@@ -291,6 +313,18 @@ def test_activation_of_two_tokens_that_the_sites_disagree_on():
         assert torch.equal(ActivationMask(rescale="minmax")(f, tokens), torch.ones(4))
 
 
+def test_activation_without_a_range_may_be_negative():
+    values = build(mask="activation", rescale="none")(features(), TOKENS).reward
+    assert values.min() < 0 < values.max()
+
+
+@pytest.mark.parametrize("mask", ["activation", "decay", "learned", "random", "selected", "uniform"])
+def test_tokens_of_no_weight_may_be_left_out(mask):
+    """No gradient reaches these masks where they are zero."""
+    section = {"mask": mask, "metrics_every": 5, **({"oracle": "a"} if mask == "selected" else {})}
+    assert not build(section).zeros_have_gradient
+
+
 def test_activation_sites_reach_the_features():
     head = build(mask="activation", sites=["residual", "attention"])
     assert head.request == FeatureRequest({"activations"}, ("residual", "attention"), ())
@@ -451,10 +485,11 @@ def test_activation_floor_without_rescaling_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": [3]}, r"sparsepo\.layers: \[3\], allowed are all, last, or a list from 0 to 2"),
-        ({"layers": [-4]}, r"sparsepo\.layers"),
-        ({"layers": []}, r"sparsepo\.layers"),
-        ({"min": 0.5, "max": 0.5}, r"sparsepo\.min: 0\.5 must be below max: 0\.5"),
+        ({"layers": [3]}, r"^sparsepo\.layers: \[3\], allowed are all, last, or a list from 0 to 2"),
+        ({"layers": [-4]}, r"^sparsepo\.layers"),
+        ({"layers": []}, r"^sparsepo\.layers"),
+        ({"kl": {"layers": [3]}}, r"^sparsepo\.kl\.layers: \[3\]"),
+        ({"min": 0.5, "max": 0.5}, r"^sparsepo\.min: 0\.5 must be below max: 0\.5"),
     ],
 )
 def test_learned_options_out_of_range(options, message):

@@ -13,6 +13,8 @@ from peft import LoraConfig, get_peft_model
 from tiny import LAYERS, TWO_PAIRS, WIDTH, Pairs, decoder, make_step, runner
 
 from sparsepo_plugin import LossConfig, MaskedPolicy, ReferenceFeatures, SparsePOError, StepOutput, divergence
+from sparsepo_plugin.masks import build_masks
+from sparsepo_plugin.reference import collect_features
 
 SECTION = {"mask": "learned", "shared": False, "l1_reward": 1e-3, "l1_kl": 2e-3}
 PAIRS = Pairs(TWO_PAIRS)
@@ -229,6 +231,22 @@ def test_chunk_size_reaches_the_projection(monkeypatch):
     assert set(rows) == {5, len(PAIRS.tokens) % 5}
 
 
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
+def test_offloading_reaches_whoever_reads_the_reference(shared, offload, monkeypatch):
+    asked = []
+
+    def collect(runner, tokens, wanted, offload=False):
+        asked.append(offload)
+        return collect_features(runner, tokens, wanted, offload)
+
+    for module in ("reference", "policy"):
+        monkeypatch.setattr(f"sparsepo_plugin.{module}.collect_features", collect)
+    section = {**SECTION, "offload_features": offload}
+    run(lora(decoder("llama")), None if shared else decoder("llama"), section=section)
+    assert asked == [offload]
+
+
 def test_every_parameter_that_trains_gets_a_gradient():
     _, grads = run(decoder("llama"), decoder("llama", seed=1))
     assert all(grad is not None for grad in grads.values())
@@ -276,6 +294,14 @@ def test_mask_lr_of_the_policy():
     assert wrap({**SECTION, "mask_lr": "policy"}).mask_group().keys() == {"params", "weight_decay"}
 
 
+def test_a_frozen_part_of_a_mask_is_not_in_the_group():
+    wrapped = wrap()
+    frozen = wrapped.masks.reward.weight.requires_grad_(False)
+    assert {id(p) for p in wrapped.mask_group()["params"]} == {id(p) for p in wrapped.masks.parameters()} - {
+        id(frozen)
+    }
+
+
 def test_masks_that_learn_nothing_have_no_group():
     assert wrap({"mask": "uniform"}).mask_group() is None
 
@@ -287,6 +313,14 @@ def test_state_dict_round_trip():
     for key, value in wrapped.state_dict().items():
         assert torch.equal(other.state_dict()[key], value)
     assert {key.partition(".")[0] for key in wrapped.state_dict()} == {"policy", "masks"}
+
+
+def test_the_seed_is_that_of_the_masks():
+    config = LossConfig.from_section(SECTION)
+    own = MaskedPolicy(decoder("llama"), decoder("llama", seed=1), config, seed=7).masks
+    expected = build_masks(config, WIDTH, LAYERS, seed=7)
+    assert torch.equal(own.kl.weight, expected.kl.weight)
+    assert not torch.equal(own.kl.weight, build_masks(config, WIDTH, LAYERS, seed=42).kl.weight)
 
 
 def test_trained_masks_can_be_given():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, LAYERS, TWO_PAIRS, WIDTH, Pairs, decoder, row_stats
 
-from sparsepo_plugin import LossConfig, MaskedPolicy, Runner, SparsePOError, token_statistics
+from sparsepo_plugin import LossConfig, MaskedPolicy, ReferenceFeatures, Runner, SparsePOError, token_statistics
 from sparsepo_plugin.decoder import SITES, activation_sites, decoder_layers, replaced_forward, vocabulary_head
 from sparsepo_plugin.reference import FeatureRequest, collect_features
 
@@ -141,7 +141,6 @@ def test_head_never_runs(model, pairs):
 
 def test_no_whole_sequence_state_outlives_its_layer():
     """Peak of live [S, T, d] tensors does not grow with depth: each recorded layer output dies with its layer."""
-    import gc
     import weakref
 
     model, pairs = decoder("llama", num_hidden_layers=6), Pairs(TWO_PAIRS)
@@ -150,7 +149,6 @@ def test_no_whole_sequence_state_outlives_its_layer():
 
     def hook(module, args, out):
         outputs.append(weakref.ref(out))
-        gc.collect()
         alive.append(sum(ref() is not None for ref in outputs))
 
     handles = [layer.register_forward_hook(hook) for layer in decoder_layers(model)]
@@ -307,6 +305,12 @@ def test_offloaded_rows_go_to_host_memory():
         collect_features(run, tokens, request, offload=True)
 
 
+def test_a_layer_comes_to_the_models_device():
+    """From host memory, where the run may have offloaded it."""
+    features = ReferenceFeatures(torch.zeros(LAYERS, 2, WIDTH), last_hidden=torch.zeros(2, WIDTH, device="meta"))
+    assert features.layer(1).device.type == "meta"
+
+
 def test_one_site_per_kind_and_layer_when_the_feed_forward_is_not_one_module():
     """OPT's fc1 and fc2 are children of the layer: its feed-forward output is fc2's alone."""
     model = decoder(
@@ -321,11 +325,11 @@ class OwnAttention(torch.nn.Linear):
     """Attention by its class, whatever the layer calls it."""
 
 
-def test_attention_is_known_by_its_class_too():
-    layer = torch.nn.Module()
-    layer.mixer, layer.dense = OwnAttention(2, 2), torch.nn.Linear(2, 2)
-    layers = torch.nn.ModuleList([layer])
-    assert activation_sites(layers, ("attention", "feed_forward")) == [layer.mixer, layer.dense]
+@pytest.mark.parametrize(("name", "kind"), [("mixer", OwnAttention), ("attn", torch.nn.Linear)])
+def test_attention_is_known_by_its_name_or_its_class(name, kind):
+    attention, dense = kind(2, 2), torch.nn.Linear(2, 2)
+    layers = torch.nn.ModuleList([torch.nn.ModuleDict({name: attention, "dense": dense})])
+    assert activation_sites(layers, ("attention", "feed_forward")) == [attention, dense]
 
 
 def test_missing_site_is_named():

@@ -49,7 +49,17 @@ def test_unknown_name_says_what_exists(registry):
         registry.get("other")
 
 
-@pytest.mark.parametrize("path", ["no_such_package:A", "collections:NoSuchName", ":", "collections:"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "no_such_package:A",
+        "no_such_package.module:A",
+        "collections:NoSuchName",
+        "collections:namedtuple",
+        ":",
+        "collections:",
+    ],
+)
 def test_path_that_cannot_be_imported(registry, path):
     with pytest.raises(SparsePOError, match=f"thing '{path}' cannot be imported"):
         registry.get(path)

@@ -3,7 +3,9 @@
 Tolerance: float32 projections of some rows against all of them, 1e-5; masks are the same calls on the same rows, 1e-6.
 """
 
+import json
 import shutil
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -13,7 +15,7 @@ from tiny import LAYERS, VOCABULARY, WIDTH, decoder, describe, make_step, runner
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sparsepo_plugin import LossConfig, ResponseTokens, SparsePOError, load_run, save_masks
+from sparsepo_plugin import LossConfig, ResponseTokens, Run, SparsePOError, load_run, save_masks
 from sparsepo_plugin.masks import build_masks, learns
 from sparsepo_plugin.texts import Joining
 
@@ -175,6 +177,23 @@ def test_one_response_alone(leave):
         torch.testing.assert_close(getattr(alone, name), getattr(pair, name), atol=1e-5, rtol=1e-5)
 
 
+def test_an_empty_response_is_its_end(leave):
+    assert load_run(leave()[0], device="cpu").tokens(prompt="w1", response="").text == ["</s>"]
+
+
+def test_asking_draws_nothing_and_keeps_no_graph(leave, tokenizer):
+    """Also of models and masks that were given as they trained."""
+    section = {"dropout": 0.5}
+    _, masks = leave(section=section)
+    config = LossConfig.from_section(section, beta=0.5)
+    run = Run(decoder("llama").train(), decoder("llama", 1), masks.train(), tokenizer, describe(config))
+    graphs = []
+    run.policy.register_forward_hook(lambda *_: graphs.append(torch.is_grad_enabled()))
+    first, second = run.tokens(**PAIR), run.tokens(**PAIR)
+    assert torch.equal(first.mask_reward, second.mask_reward)
+    assert graphs == [False, False]
+
+
 @pytest.mark.parametrize("given", [{}, {"chosen": "w1"}, {"chosen": "w1", "response": "w2"}], ids=str)
 def test_a_pair_or_one_response(leave, given):
     with pytest.raises(SparsePOError, match="give chosen and rejected, or response alone"):
@@ -213,13 +232,14 @@ def adapter():
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_an_adapter(leave, adapter, shared, tokenizer):
-    """Base model and reference are the same weights here; shared, one copy of them serves as both."""
-    run = load_run(leave(policy=adapter, shared_reference=shared)[0], device="cpu")
+def test_an_adapter(leave, adapter, shared, tokenizer, models_folder):
+    """Shared, one copy of the base model's weights is the reference too; else that is another model here."""
+    other = {} if shared else {"reference": str(models_folder / "oracle")}
+    run = load_run(leave(policy=adapter, shared_reference=shared, **other)[0], device="cpu")
     assert (run.reference is None) == shared
     table = run.tokens(**PAIR).of("chosen")
     reference_logps = table.reference_logps
-    logps, reference, kl = expected(adapter, decoder("llama", 1), tokenizer, CHOSEN)
+    logps, reference, kl = expected(adapter, decoder("llama", 1 if shared else 2), tokenizer, CHOSEN)
     torch.testing.assert_close(table.logps, logps, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(reference_logps, reference, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(table.kl, kl, atol=1e-5, rtol=1e-5)
@@ -231,8 +251,10 @@ def test_an_adapter(leave, adapter, shared, tokenizer):
 def test_another_reference_can_be_given(leave, given, models_folder, tokenizer):
     """As when the run's own stands elsewhere now; with a loss that reads none there is a KL to show then."""
     folder, _ = leave("simpo")
-    other = decoder("llama", 2) if given == "model" else str(models_folder / "oracle")
-    table = load_run(folder, reference=other, device="cpu").tokens(**PAIR).of("chosen")
+    other = decoder("llama", 2).train() if given == "model" else str(models_folder / "oracle")
+    run = load_run(folder, reference=other, device="cpu")
+    assert not run.reference.training
+    table = run.tokens(**PAIR).of("chosen")
     _, reference_logps, kl = expected(decoder("llama", 0), decoder("llama", 2), tokenizer, CHOSEN)
     torch.testing.assert_close(table.reference_logps, reference_logps, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(table.kl, kl, atol=1e-5, rtol=1e-5)
@@ -257,3 +279,21 @@ def test_code_is_not_imported_unasked(leave, tmp_path, monkeypatch):
     with pytest.raises(SparsePOError, match="names code of its own"):
         load_run(folder, device="cpu")
     assert len(load_run(folder, device="cpu", allow_code=True).tokens(**PAIR)) == 8
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}),
+    ],
+)
+def test_code_of_a_model_runs_only_if_the_caller_allows_it(file, content, leave):
+    folder, _ = leave()
+    saved = json.loads((folder / file).read_text()) if file == "tokenizer_config.json" else {}
+    (folder / file).write_text(json.dumps({**saved, **content}))
+    (folder / "own.py").write_text("raise RuntimeError('the code of the model ran')")
+    with pytest.raises(RuntimeError, match="the code of the model ran"):
+        load_run(folder, device="cpu", allow_code=True)
+    with suppress(SparsePOError):  # without its code there is no such model, but a tokenizer of the usual kind
+        load_run(folder, device="cpu")

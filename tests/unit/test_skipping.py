@@ -60,6 +60,7 @@ def test_training_is_the_same(shared, projected):
     active = int((one | other).sum())
     assert 0 < int((one & other).sum()) <= active < len(PAIRS.tokens)
     assert projected == [len(PAIRS.tokens), active]
+    assert (torch.stack(spare.statistics).any(0) == (one | other)).all(), "of the others nothing is said"
     torch.testing.assert_close(spare.loss, full.loss)
     torch.testing.assert_close(spare.chosen_rewards, full.chosen_rewards)
     assert sparse_grads.keys() == grads.keys()
@@ -152,4 +153,5 @@ def test_steps_that_need_every_token(keys, logging_steps, full, projected):
     projected.clear()
     with torch.no_grad():
         step(partial(step.policy, **PAIRS.inputs), PAIRS.tokens, reads, number=1)
-    assert projected == [len(PAIRS.tokens)]
+    step(partial(step.policy, **PAIRS.inputs), PAIRS.tokens, reads)  # a loop that does not count
+    assert projected == [len(PAIRS.tokens)] * 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import TWO_PAIRS, VOCABULARY, Pairs, decoder, make_step, runner
 
-from sparsepo_plugin import OBJECTIVES, LossConfig, Objective, SparsePOError
+from sparsepo_plugin import MASKS, OBJECTIVES, LossConfig, Objective, SparsePOError, TokenMask
 
 PAIRS = Pairs(TWO_PAIRS)
 
@@ -34,7 +34,7 @@ def test_output():
     assert out.loss.requires_grad
     assert out.chosen_rewards.shape == out.rejected_rewards.shape == (2,)
     assert not out.chosen_rewards.requires_grad
-    assert not out.masks.reward.requires_grad
+    assert not any(x.requires_grad for x in (*out.masks, *out.statistics, out.advantage))
     assert out.masks.reward.shape == (len(PAIRS.tokens),)
     assert out.aux_loss is None
     assert all(isinstance(value, float) for value in out.metrics.values())
@@ -148,16 +148,36 @@ def test_advice_names_the_keys_that_there_are(warnings):
     assert warnings()[0].endswith("lower sparsepo.l1_reward or sparsepo.mask_lr, or set sparsepo.min above 0")
 
 
+class Weighed(Objective):
+    """Weighs something else than a KL by the KL mask, and has no norm of either."""
+
+    chooses_mask = True
+
+    def forward(self, stats, masks, tokens):
+        ratio = stats.policy_logps - stats.reference_logps
+        return self.output(tokens.sum(masks.reward * ratio + masks.kl))
+
+
+class Dead(TokenMask):
+    """Learns, and has no option."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, features, tokens):
+        return self.weight.relu().expand(len(tokens))
+
+
+def test_advice_names_no_key_that_is_not_there(warnings, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES._classes, "weighed", Weighed)
+    monkeypatch.setitem(MASKS._classes, "dead", Dead)
+    Run({"mask": "dead"}, loss="weighed")(1)
+    assert warnings()[0].endswith("; lower weighed.mask_lr")
+
+
 def test_metrics_of_a_kl_mask_without_a_kl(monkeypatch):
-    """An objective may weigh something else by it: it is reported, and watched, all the same."""
-
-    class Weighed(Objective):
-        chooses_mask = True
-
-        def forward(self, stats, masks, tokens):
-            ratio = stats.policy_logps - stats.reference_logps
-            return self.output(tokens.sum(masks.reward * ratio + masks.kl))
-
+    """It is reported, and watched, all the same."""
     monkeypatch.setitem(OBJECTIVES._classes, "weighed", Weighed)
     run = Run({"shared": False}, loss="weighed")
     assert {"sparsity_kl_chosen", "mask_kl_mean_rejected"} <= run().metrics.keys()
