@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from sparsepo_plugin.cli import app
-from sparsepo_plugin.hosts.openrlhf import flags, overlay
+from sparsepo_plugin.hosts.openrlhf import flags, patched
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_openrlhf(refused, monkeypatch, command, version, says):
             raise PackageNotFoundError(name)
         return SimpleNamespace(version=version)
 
-    monkeypatch.setattr(overlay, "distribution", distribution)
+    monkeypatch.setattr(patched, "distribution", distribution)
     refused((says,), command=command)
 
 

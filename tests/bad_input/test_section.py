@@ -14,7 +14,7 @@ CLEAR = {"sparsepo": None}  # the good YAML's own section
 @pytest.mark.parametrize(
     ("section", "says"),
     [
-        ({"l1": 1}, "sparsepo.l1 is not a key of this section: allowed are chunk_size, disable_dropout, mask_lr,"),
+        ({"l1": 1}, "sparsepo.l1 is not a key of this section: allowed are chunk_size, disable_dropout,"),
         ({"l1_kl": "much"}, "sparsepo.l1_kl: input should be a valid number, not 'much'"),
         ({"l1_kl": float("nan")}, "sparsepo.l1_kl: input should be a finite number, not nan"),
         ({"l1_kl": float("inf")}, "sparsepo.l1_kl: input should be a finite number, not inf"),

@@ -59,7 +59,6 @@ def refuse_keys(args: SimpleNamespace) -> None:
         "data.max_len: must be at least 4: a token of the prompt, one of the response, its end, and one to spare": (
             data.max_len < 4
         ),
-        "data.max_samples: must be at least 1": data.max_samples < 1,
         "data.chosen_key and data.rejected_key name the same column": data.chosen_key == data.rejected_key,
         "data.prompt_key names the column of a response": data.prompt_key in (data.chosen_key, data.rejected_key),
         "data.input_template has no effect with data.apply_chat_template, which has a template of its own": (
