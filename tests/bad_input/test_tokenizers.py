@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 PAIR = {"prompt": "w1 w2 ", "chosen": "w3 w4", "rejected": "w5"}
 LINE = json.dumps(PAIR) + "\n"
@@ -15,10 +15,17 @@ KEY = "model.model_name_or_path"
 
 @pytest.fixture
 def model(tiny, tmp_path_factory) -> Path:
-    """A copy of the tiny model's folder, without its weights, for a test to spoil."""
+    """A copy of the tiny model's folder for a test to spoil."""
     folder = tmp_path_factory.mktemp("spoiled") / "model"
-    shutil.copytree(tiny / "model", folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(tiny / "model", folder)
     return folder
+
+
+def reweigh(folder: Path) -> None:
+    """Weights that fit a spoiled config."""
+    apart = folder.with_name("apart")
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(apart)
+    (apart / "model.safetensors").rename(folder / "model.safetensors")
 
 
 def edit(file: str, change: Callable[[dict], object]) -> Callable[[Path], None]:
@@ -105,6 +112,7 @@ SPOILED = {
 def test_a_spoiled_tokenizer(case, model, refused):
     spoil, says = SPOILED[case]
     spoil(model)
+    reweigh(model)
     refused((f"{KEY}: ", str(model), *says), over={"model": {"model_name_or_path": str(model)}})
 
 
@@ -147,6 +155,7 @@ WORDS = {
 def test_rows_that_tokenizer_and_model_cannot_take(case, model, refused):
     spoil, change, says = WORDS[case]
     spoil(model)
+    reweigh(model)
     over = {
         "model": {"model_name_or_path": str(model)},
         "data": {"dataset": "d.jsonl"},
