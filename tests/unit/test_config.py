@@ -72,6 +72,11 @@ def test_every_option_is_resolved():
     assert LossConfig.from_section({}, "dpo").objective == {"beta": 0.1, "label_smoothing": 0.0}, "the constructor's"
 
 
+def test_a_reduction_needs_either_norm():
+    for key in ("l1_reward", "l1_kl"):
+        assert LossConfig.from_section({key: 0.1, "l1_reduction": "mean"}).objective["l1_reduction"] == "mean"
+
+
 def test_flags_of_the_host_go_to_objectives_that_take_them():
     own_scale = LossConfig.from_section({}, "simpo", beta=0.7, label_smoothing=0.1)
     assert own_scale.objective == {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.1}

@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from sparsepo_plugin.data.base import Row
+from sparsepo_plugin.data.base import Pair, Row, spaced, usable
 from sparsepo_plugin.data.command import data
 from sparsepo_plugin.data.mbpp import mbpp
 
@@ -325,6 +325,7 @@ def without(name, number, path):
         ("hh", "[1, 2]", "[1, 2] is not a mapping; one object a line is needed"),
         ("hh", without("hh.jsonl", 0, "rejected"), "rejected is missing, text is needed"),
         ("hh", {"chosen": 3, "rejected": "x"}, "chosen is 3, text is needed"),
+        ("hh", {"chosen": None, "rejected": "x"}, "chosen is missing, text is needed"),
         ("tldr", without("tldr_comparisons.json", 0, "info"), "info is missing, a mapping is needed"),
         ("tldr", without("tldr_comparisons.json", 0, "info.title"), "info.title is missing, text is needed"),
         ("tldr", without("tldr_comparisons.json", 0, "choice"), "choice is missing, a whole number is needed"),
@@ -333,7 +334,17 @@ def without(name, number, path):
             {**rows_of("tldr_comparisons.json")[0], "choice": 2},
             "choice is 2 of 2 summaries, 0 or 1 of two is needed",
         ),
+        (
+            "tldr",
+            {**rows_of("tldr_comparisons.json")[0], "summaries": [{"text": "a"}] * 3},
+            "choice is 1 of 3 summaries, 0 or 1 of two is needed",
+        ),
         ("tldr", without("tldr_comparisons.json", 0, "summaries.1.text"), "item 2 of summaries: text is missing"),
+        (
+            "tldr",
+            {**rows_of("tldr_comparisons.json")[0], "summaries": [{"text": "a"}, "b"]},
+            "item 2 of summaries is 'b', a mapping is needed",
+        ),
         ("tldr", without("tldr_axis.json", 0, "summary.axes"), "summary.axes.overall is missing, a number is needed"),
         ("imdb", without("imdb_completions.jsonl", 0, "reward"), "reward is missing, a number is needed"),
         ("imdb", {"prompt": "a", "text": "b", "reward": True}, "reward is True, a number is needed"),
@@ -358,11 +369,82 @@ def test_malformed_row_is_refused_with_file_and_line(run, write, name, row, mess
     assert report.startswith(f"sparsepo: error: {file}, line 3: ") and message in report and report.count("\n") == 1
 
 
-def test_malformed_conversation(run, write, tokenizer, template):
-    file = write([{"prompt": "a", "chosen": [{"role": "assistant"}], "rejected": "b"}])
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        ([{"role": "assistant"}], "message 1 of chosen: content is missing, text is needed"),
+        ([], "chosen is an empty list, text or messages are needed"),
+    ],
+)
+def test_malformed_conversation(chosen, says, run, write, tokenizer, template):
+    file = write([{"prompt": "a", "chosen": chosen, "rejected": "b"}])
     _, report, code = run("chat", file, tokenizer=tokenizer, chat_template=template)
-    assert code == 2
-    assert report == f"sparsepo: error: {file}, line 1: message 1 of chosen: content is missing, text is needed\n"
+    assert (report, code) == (f"sparsepo: error: {file}, line 1: {says}\n", 2)
+
+
+def test_chat_without_its_tokenizer_is_one_line(run, tmp_path):
+    _, report, code = run("chat", SAMPLES / "chat.jsonl", tokenizer=tmp_path / "nowhere")
+    assert code == 2 and report.startswith("sparsepo: error: chat: ") and report.count("\n") == 1
+
+
+def test_chat_of_answers_that_cannot_be_trained_on(run, write, tokenizer, template):
+    """The same ones, an empty one, and one for which the template writes the prompt in another way."""
+    template.write_text("{% if messages[-1]['content'] == 'odd' %}?{% endif %}" + CHATML)
+    rows = [{"prompt": "a", "chosen": "b", "rejected": answer} for answer in ("b", " ", "odd", "c")]
+    pairs, report, _ = run("chat", write(rows), tokenizer=tokenizer, chat_template=template)
+    assert pairs == [("<|user|>a</s><|assistant|>", "b</s>", "c</s>")]
+    assert report.splitlines()[:-1] == [
+        "chat: dropped 1: both responses are the same",
+        "chat: dropped 1: a response is empty",
+        "chat: dropped 1: the template's text of the conversation does not begin with its text of the prompt",
+        "chat: dropped 3 in all",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "joined"),
+    [("a", "b", " b"), ("a ", "b", "b"), ("a\n", "b", "b"), ("a", " b", " b"), ("a", ", b", ", b"), ("a", "’s", "’s")],
+)
+def test_one_space_between_prompt_and_response(prompt, response, joined):
+    assert spaced(prompt, response) == joined
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [(" ", "b"), ("b", "\n"), ("b", "b")])
+def test_pairs_that_no_trainer_can_use(chosen, rejected):
+    assert not usable(Pair("a", chosen, rejected), Counter())
+
+
+def test_hh_sides_that_end_otherwise(run, write):
+    """On either side alone: no assistant turn, or a human turn after it."""
+    human, turn = "\n\nHuman: a", "\n\nHuman: a\n\nAssistant: b"
+    broken = {"a dialogue has no assistant turn": human, "a dialogue ends with a human turn": f"{turn}\n\nHuman: c"}
+    for reason, text in broken.items():
+        for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
+            _, report, code = run("hh", write([{side: text, other: f"{turn}!"}]))
+            assert code == 2 and f"hh: dropped 1: {reason}\n" in report
+
+
+def test_imdb_labels_of_either_case(run, write):
+    row = rows_of("imdb_prompts.jsonl")[0]
+    lower = [{**score, "label": score["label"].lower()} for score in row["scores"]]
+    assert run("imdb", write([{**row, "scores": lower}]))[0] == run("imdb", write([row]))[0]
+
+
+def test_mbpp_problems_are_drawn_apart():
+    """Two problems of as many programs draw the same places only by chance."""
+    rows = [
+        Row({"prompt": problem, "completion": f"{number}", "passed": number < 4}, "")
+        for problem in ("one", "two")
+        for number in range(8)
+    ]
+    drawn = [[pair[1:] for pair in mbpp(rows, Counter(), seed=seed)] for seed in range(32)]
+    assert 0 < sum(first == second for first, second in drawn) < 8
+
+
+def test_tldr_posts_may_name_an_article_too(run, write):
+    comparison, *axis = rows_of("tldr_comparisons.json")[0], *rows_of("tldr_axis.json")[:2]
+    comparison["info"]["article"] = "of no interest"
+    assert len(run("tldr", write([comparison, *axis]))[0]) == 2
 
 
 def test_a_failed_run_leaves_the_old_file(run, write, tmp_path):
@@ -394,8 +476,20 @@ def test_chat_needs_a_tokenizer_with_a_template(run, tokenizer):
     )
 
 
-def test_missing_input(run):
-    assert "missing.jsonl does not exist; a file, a folder or a hub name is needed" in run("hh", "missing.jsonl")[1]
+def test_pairs_are_written_as_they_read(run, write, tmp_path):
+    """Unicode is not escaped; a name with a colon is a file's all the same."""
+    turn = "\n\nHuman: a\n\nAssistant:"
+    assert run("hh", write([{"chosen": f"{turn} café", "rejected": f"{turn} b"}], "raw:test.jsonl"))[2] == 0
+    assert "café" in (tmp_path / "pairs.jsonl").read_text(encoding="utf-8")
+
+
+def test_no_epochs_at_all(run):
+    assert run("mbpp", SAMPLES / "mbpp.jsonl", epochs=0)[2] == 2
+
+
+def test_missing_input(run, tmp_path):
+    for missing in ("missing.jsonl", "./missing", str(tmp_path / "missing")):
+        assert f"{missing} does not exist; a file, a folder or a hub name is needed" in run("hh", missing)[1]
     assert "--input is empty; a file, a folder or a hub name is needed" in run("hh", "")[1]
 
 
@@ -457,6 +551,8 @@ def test_gzip_and_a_folder_without_its_other_splits(run, tmp_path):
     assert run("hh", folder)[0] == HH
     assert run("hh", folder / "base" / "train.jsonl.gz", folder / "online")[0] == HH
     assert "1 rows" in run("hh", f"{folder}:test")[1]
+    (folder / "base" / "test.jsonl.gz").rename(folder / "base" / "valid1.jsonl.gz")
+    assert "1 rows" in run("hh", f"{folder}:valid1")[1]
 
 
 def test_broken_gzip(run, tmp_path):
@@ -482,6 +578,17 @@ def test_dataset_folder_and_file_through_the_datasets_library(run, tmp_path):
     assert len(run("mbpp", tmp_path / "hub" / "data" / "train-0000.parquet")[0]) == 1
     Dataset.from_list([{"prompt": "a", "completion": "b"}]).to_parquet(tmp_path / "bad.parquet")
     assert f"{tmp_path / 'bad.parquet'}, row 1: passed is missing" in run("mbpp", tmp_path / "bad.parquet")[1]
+    (tmp_path / "bad.parquet").write_text("no parquet")
+    _, report, code = run("mbpp", tmp_path / "bad.parquet")
+    assert code == 2 and f"--input {tmp_path / 'bad.parquet'} cannot be read: " in report and report.count("\n") == 1
+
+
+def test_a_folder_of_a_datasets_data(run, tmp_path, monkeypatch):
+    """NAME@FOLDER, as some of the hub's datasets have one for each subset."""
+    for part, row in (("base", 0), ("online", 1)):
+        Dataset.from_list(rows_of("hh.jsonl")[row : row + 1]).to_parquet(tmp_path / "hub" / part / "train.parquet")
+    monkeypatch.chdir(tmp_path)
+    assert run("hh", "hub@online")[0] == HH[1:]
 
 
 def test_hub_rows_where_missing_values_are_null(run, tmp_path):

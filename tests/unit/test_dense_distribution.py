@@ -28,11 +28,11 @@ def read():
     """The features of 32 responses, and the index of their tokens."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=WORDS, n_positions=LENGTH, n_embd=48, n_layer=6, n_head=4))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=WORDS, n_positions=LENGTH, n_embd=48, n_layer=4, n_head=4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     first = None
-    for _ in range(120):
-        ids = text(16, generator)
+    for _ in range(50):
+        ids = text(8, generator)
         loss = model(input_ids=ids, labels=ids).loss
         first = first or loss.item()
         loss.backward()

@@ -74,6 +74,7 @@ def refused(take, **lines) -> str:
         ("return -0.25 * ones", "returns a negative weight (-0.25); a class whose weights may be says signed = True"),
         ("tokens.labels.zero_()\nreturn ones", "changes tokens.labels, which masks may only read"),
         ("tokens.labels.data.fill_(3)\nreturn ones", "changes tokens.labels"),
+        ("tokens.position.copy_(tokens.position.flip(0))\nreturn ones", "changes tokens.position"),
         ("features.last_hidden.mul_(0.5)\nreturn ones", "changes features.last_hidden"),
         ("features.hidden_states[0] = 0\nreturn ones", "changes features.hidden_states"),
         ("features.activations = None\nreturn ones", "changes features.activations"),

@@ -6,7 +6,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import TWO_PAIRS, Pairs, decoder, describe, runner
 from transformers import AutoModelForCausalLM
 
-from sparsepo_plugin import LossConfig, MaskedPolicy, load_masks
+from sparsepo_plugin import OBJECTIVES, LossConfig, MaskedPolicy, load_masks
 from sparsepo_plugin.checkpoint import load_description
 from sparsepo_plugin.hosts.openrlhf.policy import HostedPolicy
 from sparsepo_plugin.reference import collect_features
@@ -104,6 +104,22 @@ def test_export_of_a_loss_without_masks(tmp_path):
     wrapped.export(wrapped.state_dict(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["sparsepo.json"]
     assert load_masks(tmp_path) == (None, wrapped.description)
+
+
+class Counting(OBJECTIVES.get("dpo")):
+    """Has a buffer, which the host's checkpoints hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+
+
+def test_an_objectives_buffers_are_no_part_of_the_exported_model(tmp_path, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES._classes, "counting", Counting)
+    wrapped = wrap({}, loss="counting")
+    assert "objective.steps" in wrapped.state_dict()
+    _, state = wrapped.export(wrapped.state_dict(), tmp_path)
+    assert state.keys() == wrapped.policy.state_dict().keys()
 
 
 def test_the_answer_has_the_key_that_an_actor_casts():

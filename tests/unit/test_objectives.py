@@ -47,7 +47,10 @@ def test_by_hand():
     [("sum", 1.7, 3.0), ("mean", 0.95, 2.0)],
 )
 def test_l1_by_hand(reduction, l1_reward, l1_kl):
-    out = SparsePO(beta=2.0, l1_reward=0.1, l1_kl=0.01, l1_reduction=reduction)(*by_hand())
+    stats, masks, tokens = by_hand()
+    out = SparsePO(beta=2.0, l1_reward=0.1, l1_kl=0.01, l1_reduction=reduction)(stats, masks, tokens)
+    negative = SparsePO(l1_reward=0.1, l1_reduction=reduction)(stats, MaskPair(-masks.reward, masks.kl), tokens)
+    assert negative.metrics["l1_reward"] == out.metrics["l1_reward"], "a norm, also of a mask with a sign"
     assert out.loss.item() == pytest.approx(softplus(-1.0) + 0.1 * l1_reward + 0.01 * l1_kl)
     assert out.metrics["l1_reward"].item() == pytest.approx(0.1 * l1_reward)
     assert out.metrics["l1_kl"].item() == pytest.approx(0.01 * l1_kl)
@@ -68,10 +71,20 @@ def test_l1_is_averaged_over_pairs():
 
 def test_outputs_are_detached_and_the_loss_is_not():
     stats, masks, tokens = by_hand()
-    stats.policy_logps.requires_grad_()
-    out = SparsePO(l1_reward=0.1)(stats, masks, tokens)
+    for given in (stats.policy_logps, *masks):
+        given.requires_grad_()
+    out = SparsePO(l1_reward=0.1, l1_kl=0.1)(stats, masks, tokens)
     assert out.loss.requires_grad
     assert not any(x.requires_grad for x in (out.chosen_rewards, out.rejected_rewards, *out.metrics.values()))
+
+
+def test_no_token_at_all():
+    """As on a ring-attention rank that holds none: nothing is divided by their number."""
+    stats, masks, tokens = by_hand()
+    stats, masks = TokenStatistics(*(x[:0] for x in stats)), MaskPair(*(x[:0] for x in masks))
+    out = SparsePO(l1_reward=0.1, l1_reduction="mean")(stats, masks, tokens.shard(0, 0, None))
+    assert out.loss.item() == pytest.approx(math.log(2))
+    assert out.metrics == {"l1_reward": 0.0, "l1_kl": 0.0, "effective_beta": 0.0}
 
 
 def test_extreme_margins_stay_finite():

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "examples" / "openrlhf" / "paper"
 RECIPES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(PAPER.glob("*.yaml"))}
 LEARNED = [name for name, recipe in RECIPES.items() if recipe.get("sparsepo", {}).get("mask") == "learned"]
-TOKENS, SEEDS = 64, 24
+TOKENS, SEEDS = 48, 16
 
 
 def experiment_of(name):
@@ -120,7 +120,7 @@ def schedule(progress, kind, warmup):
     return left if kind == "linear" else (1 - math.cos(math.pi * left)) / 2
 
 
-def pushed(mask, read, direction, recipe, steps, stages=8):
+def pushed(mask, read, direction, recipe, steps, stages=4):
     """Share of zeros after the recipe's steps, all of which push the whole mask up or down.
 
     Adam moves each weight by the learning rate where the gradient keeps its sign, so a few long steps stand for many.
@@ -145,7 +145,7 @@ def test_zeros_can_come_and_go(name, experiments):
     """Within the recipe's own steps and learning rate, at the mean over seeds."""
     experiment, steps = experiments[experiment_of(name)]
     read, shares = features(experiment, common=0.5), []
-    for seed in range(5):
+    for seed in range(4):
         start, down, up = (mask_of(name, experiment, seed) for _ in range(3))
         moved = [pushed(mask, read, way, RECIPES[name], steps) for mask, way in ((down, -1), (up, 1))]
         shares.append([share_of_zeros(start, read), *moved])
