@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny import decoder
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 PAIR = {"prompt": "w1 w2 ", "chosen": "w3 w4", "rejected": "w5"}
@@ -58,7 +59,7 @@ def without_tokenizer(kind: str) -> Callable[[Path], None]:
 
     def spoil(folder: Path) -> None:
         remove("tokenizer.json", "tokenizer_config.json")(folder)
-        CONFIG_MAPPING[kind]().save_pretrained(folder)
+        decoder(kind).save_pretrained(folder)
 
     return spoil
 
@@ -112,7 +113,6 @@ SPOILED = {
 def test_a_spoiled_tokenizer(case, model, refused):
     spoil, says = SPOILED[case]
     spoil(model)
-    reweigh(model)
     refused((f"{KEY}: ", str(model), *says), over={"model": {"model_name_or_path": str(model)}})
 
 

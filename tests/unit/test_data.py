@@ -384,7 +384,7 @@ def test_malformed_conversation(chosen, says, run, write, tokenizer, template):
 
 def test_chat_without_its_tokenizer_is_one_line(run, tmp_path):
     _, report, code = run("chat", SAMPLES / "chat.jsonl", tokenizer=tmp_path / "nowhere")
-    assert code == 2 and report.startswith("sparsepo: error: chat: ") and report.count("\n") == 1
+    assert code == 2 and report.startswith("sparsepo: error: --tokenizer ") and report.count("\n") == 1
 
 
 def test_chat_of_answers_that_cannot_be_trained_on(run, write, tokenizer, template):
