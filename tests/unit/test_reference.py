@@ -7,6 +7,7 @@ attention across samples would be off by more than 1.
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -230,6 +231,13 @@ def test_logits_changed_after_the_head_are_refused(name, change):
         change |= {"num_key_value_heads": 1, "lru_width": WIDTH, "attention_window_size": 8, "intermediate_size": 48}
     with pytest.raises(SparsePOError, match=next(iter(change))):
         vocabulary_head(decoder(name, **change))
+
+
+def test_logit_changes_of_a_text_config_inside_another_are_refused():
+    model = decoder("llama")
+    model.config.get_text_config = lambda: SimpleNamespace(logit_scale=0.5)
+    with pytest.raises(SparsePOError, match="the model's config sets logit_scale"):
+        vocabulary_head(model)
 
 
 def test_logit_change_that_changes_nothing_is_allowed():
