@@ -233,10 +233,11 @@ def test_logits_changed_after_the_head_are_refused(name, change):
         vocabulary_head(decoder(name, **change))
 
 
-def test_logit_changes_of_a_text_config_inside_another_are_refused():
+@pytest.mark.parametrize("key", ["logit_scale", "lm_head_multiplier", "output_multiplier"])
+def test_logit_changes_of_a_text_config_inside_another_are_refused(key):
     model = decoder("llama")
-    model.config.get_text_config = lambda: SimpleNamespace(logit_scale=0.5)
-    with pytest.raises(SparsePOError, match="the model's config sets logit_scale"):
+    model.config.get_text_config = lambda: SimpleNamespace(**{key: 0.5})
+    with pytest.raises(SparsePOError, match=f"the model's config sets {key}"):
         vocabulary_head(model)
 
 
