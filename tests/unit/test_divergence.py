@@ -278,6 +278,14 @@ def test_default_chunk_bounds_the_logits():
         assert operations.largest == rows * vocabulary
 
 
+def test_little_memory_makes_smaller_chunks_unless_runs_must_repeat(monkeypatch):
+    """A twelfth of an eighth of what is free, in rows; the order of sums would follow it."""
+    monkeypatch.setattr(divergence, "_free_memory", lambda device: 8 * 12 * 1000 * 100)
+    assert divergence._rows_per_chunk(1000, torch.device("cpu")) == 100
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert divergence._rows_per_chunk(1000, torch.device("cpu")) == (48 << 20) // 12000
+
+
 @pytest.mark.parametrize(("rows", "chunk_size"), [(7, 3), (6, None), (1, None)])
 @pytest.mark.parametrize("expectation", EXPECTATIONS)
 @pytest.mark.usefixtures("tracer")

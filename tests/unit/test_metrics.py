@@ -13,7 +13,7 @@ TOKENS = ResponseTokens(
     position=torch.tensor([0, 1, 0, 0, 0]),
     num_pairs=2,
 )
-KL = torch.tensor([1.0, 2.0, 3.0, 0.5, 0.25])
+KL = torch.tensor([1.0, 2.0, 3.0, 0.5, 3.5])
 MASKS = MaskPair(torch.tensor([0.0, 0.6, 0.3, 0.0, 0.0]), torch.tensor([2.0, 0.0, 0.0, 1.0, 0.0]))
 EXPECTED = {
     "sparsity_reward_chosen": 100 / 3,
@@ -25,11 +25,11 @@ EXPECTED = {
     "mask_kl_mean_chosen": 2 / 3,
     "mask_kl_mean_rejected": 0.5,
     "token_kl_chosen": 2.0,
-    "token_kl_rejected": 0.375,
+    "token_kl_rejected": 2.0,
     "masked_kl_chosen": 2 / 3,
     "masked_kl_rejected": 0.25,
-    # Pairs are (sequence 0, 2) and (1, 3): |3 - 0.5| and |3 - 0.25|; after masking |2 - 0.5| and |0 - 0|.
-    "token_kl_margin": (2.5 + 2.75) / 2,
+    # Pairs are (sequence 0, 2) and (1, 3): |3 - 0.5| and |3 - 3.5|; after masking |2 - 0.5| and |0 - 0|.
+    "token_kl_margin": (2.5 + 0.5) / 2,
     "masked_kl_margin": 0.75,
 }
 

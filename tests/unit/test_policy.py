@@ -165,6 +165,14 @@ def test_a_policy_has_no_dropout_unless_asked(name, attention):
     assert kl[False] > 1e-3
 
 
+def test_numbers_that_are_no_rates_stay():
+    policy = decoder("gpt2", **DROPOUT["gpt2"])
+    block = policy.transformer.h[0]
+    block.dropped_heads, block.drops, block.drop_rate = 3, True, 0.3
+    make_step({}, policy, decoder("gpt2"))
+    assert (block.dropped_heads, block.drops, block.drop_rate) == (3, True, 0.0)
+
+
 def test_an_adapters_dropout_stays():
     """It has a flag of its own."""
     policy = lora(decoder("gpt2", **DROPOUT["gpt2"]), dropout=0.4)

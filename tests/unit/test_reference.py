@@ -7,14 +7,15 @@ attention across samples would be off by more than 1.
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, LAYERS, TWO_PAIRS, WIDTH, Pairs, decoder, row_stats
+from tiny import ARCHITECTURES, LAYERS, TWO_PAIRS, WIDTH, Pairs, decoder, row_stats, runner
 
 from sparsepo_plugin import LossConfig, MaskedPolicy, ReferenceFeatures, Runner, SparsePOError, token_statistics
 from sparsepo_plugin.decoder import SITES, activation_sites, decoder_layers, replaced_forward, vocabulary_head
-from sparsepo_plugin.reference import FeatureRequest, collect_features
+from sparsepo_plugin.reference import FeatureRequest, collect_features, read_frozen
 
 BOTH = frozenset({"hidden_states", "activations"})
 ATTENTION = {"gptj": "eager"}  # transformers has no sdpa for it
@@ -104,6 +105,15 @@ def test_activation_means(model, name, pairs):
     assert activations.shape == (3 * LAYERS, len(pairs.tokens))
     assert activations.dtype == torch.float32
     torch.testing.assert_close(activations, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_rows_are_kept_as_they_are_and_nothing_is_made_of_the_rest():
+    """In 16 bits if the model has them; what a host does with the logits costs it nothing."""
+    model, pairs, answers = decoder("llama").to(torch.bfloat16), Pairs(TWO_PAIRS), []
+    run = Runner(model, lambda: answers.append(model(**pairs.inputs)))
+    features = collect_features(run, pairs.tokens, FeatureRequest(frozenset({"hidden_states"})))
+    assert features.hidden_states.dtype == features.last_hidden.dtype == torch.bfloat16
+    assert answers[0].logits.numel() == 0
 
 
 @pytest.mark.parametrize("kind", SITES)
@@ -223,6 +233,14 @@ def test_logits_changed_after_the_head_are_refused(name, change):
         vocabulary_head(decoder(name, **change))
 
 
+@pytest.mark.parametrize("key", ["logit_scale", "lm_head_multiplier", "output_multiplier"])
+def test_logit_changes_of_a_text_config_inside_another_are_refused(key):
+    model = decoder("llama")
+    model.config.get_text_config = lambda: SimpleNamespace(**{key: 0.5})
+    with pytest.raises(SparsePOError, match=f"the model's config sets {key}"):
+        vocabulary_head(model)
+
+
 def test_logit_change_that_changes_nothing_is_allowed():
     vocabulary_head(decoder("granite", logits_scaling=1.0))
     vocabulary_head(decoder("gemma2", final_logit_softcapping=None))
@@ -277,6 +295,17 @@ def test_log_probabilities_are_those_of_the_logits(name):
         logps = row_stats(model(**pairs.inputs).logits, pairs.tokens)
     found = collect(model, pairs, frozenset({"logps"})).logps
     torch.testing.assert_close(found, logps.gather(1, pairs.tokens.labels[:, None])[:, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_an_oracle_is_read_for_its_log_probabilities_alone():
+    """Whatever else the masks ask of the reference."""
+    pairs, models = Pairs(TWO_PAIRS), (decoder("llama"), decoder("llama", seed=1))
+    reference, oracle = (runner(model, pairs.inputs) for model in models)
+    wanted = FeatureRequest(frozenset({"hidden_states", "oracle_logps"}))
+    features = read_frozen(pairs.tokens, wanted, reference, oracle)
+    assert torch.equal(features.oracle_logps, collect(models[1], pairs, frozenset({"logps"})).logps)
+    assert features.logps is None
+    assert torch.equal(features.hidden_states, collect(models[0], pairs).hidden_states)
 
 
 def test_activation_means_of_a_16_bit_model_are_taken_in_float32():
@@ -341,6 +370,7 @@ def test_missing_site_is_named():
 def test_missing_layers_are_named():
     model = decoder("llama")
     model.config.num_hidden_layers = LAYERS + 1
+    assert collect(model, Pairs(TWO_PAIRS), frozenset()).last_hidden is not None, "nobody asked for them"
     with pytest.raises(SparsePOError, match="LlamaForCausalLM: no list of 4 layers"):
         decoder_layers(model)
 

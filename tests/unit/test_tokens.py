@@ -90,6 +90,12 @@ def test_first_token_of_an_empty_prompt_has_no_predicting_row(layout):
     assert (tokens.rows >= 0).all()
 
 
+def test_a_marked_first_token_has_no_predicting_row_either():
+    tokens = ResponseTokens.from_mask(torch.tensor([[3, 4, 5], [6, 7, 8]]), torch.tensor([[1, 0, 1], [1, 1, 1]]))
+    assert (tokens.labels.tolist(), tokens.rows.tolist()) == ([5, 7, 8], [1, 3, 4])
+    assert tokens.position.tolist() == [0, 0, 1]
+
+
 @pytest.mark.parametrize("layout", ["tokens", "packed_tokens"])
 def test_one_pair_of_one_token_responses(layout):
     tokens = getattr(Pairs([(1, 1), (4, 1)]), layout)
@@ -116,6 +122,7 @@ def test_reductions_by_hand():
     assert tokens.count().tolist() == [3.0, 1.0, 1.0, 2.0]
     assert tokens.mean(values).tolist() == [1.0, 5.0, -6.0, 8.0]
     low, high = tokens.extremes(values)
+    assert not any(extreme.requires_grad for extreme in tokens.extremes(values.requires_grad_()))
     assert low.tolist() == [-2.0, 5.0, -6.0, 7.0]
     assert high.tolist() == [4.0, 5.0, -6.0, 9.0]
 
@@ -138,8 +145,9 @@ def test_sum_and_mean_are_differentiable(dtype):
         lambda: ResponseTokens.from_padded(torch.ones(3, 4).long(), torch.ones(3, 4), torch.ones(3).long()),
         lambda: ResponseTokens.from_packed(torch.ones(6).long(), torch.tensor([2, 2, 2]), torch.ones(3).long()),
         lambda: ResponseTokens.from_padded(torch.ones(2, 4).long(), torch.ones(2, 4), torch.ones(4).long()),
+        lambda: ResponseTokens.from_mask(torch.ones(2, 4, 1).long(), torch.ones(2, 4, 1)),
     ],
-    ids=["padded", "packed", "prompts"],
+    ids=["padded", "packed", "prompts", "dimensions"],
 )
 def test_odd_number_of_sequences_is_refused(make):
     with pytest.raises(SparsePOError, match="an even number is needed"):
