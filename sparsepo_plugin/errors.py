@@ -92,11 +92,17 @@ def naming_faults(what: str, source: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def one_line_errors(echo: Callable[[str], Any] = lambda line: print(line, file=sys.stderr)) -> Iterator[None]:
+def one_line_errors(
+    echo: Callable[[str], Any] = lambda line: print(line, file=sys.stderr), all_tell: bool = False
+) -> Iterator[None]:
     """Turn bad input into one line and exit code 2.
 
     Mistakes that every rank meets (`met_by_all`, and all before ranks know of each other) are told by the first; those
     met on the way, such as a mask that fails, by the rank that met them.
+
+    Args:
+        echo: Tells the line.
+        all_tell: Have the other ranks tell too, after the first, which may not have met it: `echo` takes the first.
     """
     try:
         yield
@@ -104,14 +110,12 @@ def one_line_errors(echo: Callable[[str], Any] = lambda line: print(line, file=s
         # ConfigError is that of the patched OpenRLHF, which need not be installed here.
         if not (isinstance(error, SparsePOError) or type(error).__name__ == "ConfigError"):
             raise
-        together = _distributed() and getattr(error, "met_by_all", False)
-        rank = os.environ.get("RANK", "0")
-        if _distributed() and not together and rank != "0":
-            echo(f"sparsepo: error: {one_line(error)} (rank {rank})")
-        elif not _follows():
-            echo(f"sparsepo: error: {one_line(error)}")
-        elif together:  # a launcher ends all ranks as soon as one has left, also the first, which is about to tell
+        first, own = not _follows(), _distributed() and not getattr(error, "met_by_all", False)
+        if not (first or own):  # a launcher ends all ranks as soon as one has left, also the first before it has told
             time.sleep(1)
+        if first or own or all_tell:
+            rank = "" if first else f" (rank {os.environ['RANK']})"
+            echo(f"sparsepo: error: {one_line(error)}{rank}")
         sys.exit(2)
 
 

@@ -45,7 +45,8 @@ def run(module: str, num_processes: int, arguments: list[str]) -> int:
             _end_group(started)
         code = code - 256 if code > 192 else code  # DeepSpeed's launcher ends with that of a signal modulo 256
         if code:
-            print(reason.read_text() if reason.exists() else _unexplained(code), file=sys.stderr)
+            line = reason.read_text() if reason.exists() else _unexplained(code)
+            print(f"\n{line}", file=sys.stderr)  # a progress bar may stand in the last line
     return 128 - code if code < 0 else code
 
 
@@ -61,7 +62,7 @@ def telling_its_starter() -> Iterator[None]:
             yield
         return
     try:
-        with one_line_errors(lambda line: _tell(path, line)):
+        with one_line_errors(lambda line: _tell(path, line), all_tell=True):
             yield
     except Exception as error:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # else this may be the connection to a rank that died

@@ -103,7 +103,7 @@ def check(config: dict, folder) -> str:
         ("simpo", {"ref": {"offload": True}}, "loss: simpo reads no reference"),
         ("sepo", {"ref": {"share": True}}, "ref.share: true needs LoRA"),
         ("sepo", {"sepo": {"oracle": "/nowhere/oracle"}}, "sepo.oracle: /nowhere/oracle cannot be loaded"),
-        ("sepo", {"sepo": {"oracle": None}}, "sepo.oracle: field required"),
+        ("sepo", {"sepo": {"oracle": None}}, "sepo.oracle is needed"),
         ("sparsepo", {"sparsepo": {**SELECTED, "kl": {"oracle": "b"}}}, "sparsepo.oracle: one oracle serves both"),
         ("tdpo", {"tdpo": {"version": 1}}, "tdpo.alpha has no effect with tdpo.version: 1"),
         ("dpo", {"dpo": {"mask": "learned"}}, "dpo.mask is not a key"),

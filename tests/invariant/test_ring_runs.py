@@ -12,7 +12,7 @@ from host_runs import difference, merge
 from test_layouts import LORA, LOSS, MASKS, WEIGHTS
 
 PLAIN_RING = Path(__file__).with_name("plain_ring")
-RING = {"ds": {"ring_attn_size": 2, "attn_implementation": "flash_attention_2"}}
+RING = {"ds": {"ring_attn_size": 2, "attn_implementation": "flash_attention_2"}, "loss_plugins": ["on_cpu"]}
 CASES = {
     "learned with zeros": {"sparsepo": MASKS["learned shared"], "logger": {"logging_steps": 5}},
     "learned deep under ZeRO-3": {"sparsepo": MASKS["learned independent"], "ds": {"zero_stage": 3}},

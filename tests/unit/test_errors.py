@@ -20,6 +20,7 @@ def told(monkeypatch):
         monkeypatch.delenv("RANK", raising=False)
         if rank is not None:
             monkeypatch.setenv("RANK", rank)
+            monkeypatch.setenv("WORLD_SIZE", "4")
         lines = []
         with pytest.raises(SystemExit) as exit_, one_line_errors(lines.append):
             raise error

@@ -175,6 +175,6 @@ def test_the_tokenizer_of_a_conversion(left, mark):
     """`sparsepo data chat --tokenizer`: no question at the keyboard either."""
     folder = left()
     REFUSED["a tokenizer's class"](folder)
-    with pytest.raises(SparsePOError, match=r"^chat: "):
+    with pytest.raises(SparsePOError, match=r"^--tokenizer "):
         renderer(str(folder), None)
     assert not mark.exists()

@@ -137,6 +137,10 @@ def _refuse_first(refusals: dict[str, Any]) -> None:
             raise SparsePOError(reason)
 
 
+def _has_cuda() -> bool:
+    return torch.cuda.is_available()
+
+
 def _get(args: SimpleNamespace, key: str) -> Any:
     """The value of a flag; None where this program has no such flag."""
     for name in key.split("."):
@@ -151,7 +155,7 @@ def _values(args: SimpleNamespace, key: str) -> Iterator[float]:
 
 def _missing(args: SimpleNamespace) -> dict[str, Any]:
     """Refusals of what this machine or environment does not have."""
-    attention, ds, cuda = args.ds.attn_implementation, args.ds, torch.cuda.is_available()
+    attention, ds, cuda = args.ds.attn_implementation, args.ds, _has_cuda()
     return {
         "model.model_name_or_path is missing: a folder or a hub name is needed": not args.model.model_name_or_path,
         "data.dataset is missing: a file, a folder or a hub name is needed": not args.data.dataset,
