@@ -129,7 +129,7 @@ def refuse_idle_keys(config: LossConfig, masks: Masks | None) -> None:
         idle["metrics_every"] = "tokens of these masks are never left out"
     for role, key in objective_class(config.loss).regularises.items():
         mask = config.masks.get(role, config.reward).mask
-        if config.objective[key] and not learns(masks.of(role)):
+        if config.objective.get(key) and not learns(masks.of(role)):
             idle[key] = f"mask {mask!r} has nothing to learn"
     if not learns(masks):
         for key in {"mask_lr", "mask_weight_decay", "on_dead_mask"} & config.model_fields_set:

@@ -6,8 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny import decoder
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from sparsepo_plugin.cli import app
 
 PAIR = {"prompt": "w1 w2 ", "chosen": "w3 w4", "rejected": "w5"}
 LINE = json.dumps(PAIR) + "\n"
@@ -121,6 +125,12 @@ def drop_letters(tokenizer: dict) -> None:
     tokenizer["normalizer"] = {"type": "Replace", "pattern": {"Regex": "[x-z]"}, "content": ""}
 
 
+def table_of_positions(folder: Path) -> None:
+    """The config of a model that has no position after the 24th."""
+    shape = {"n_layer": 1, "n_embd": 8, "n_head": 1, "vocab_size": 512}
+    CONFIG_MAPPING["gpt2"](n_positions=24, **shape).save_pretrained(folder)
+
+
 def no_unknown(tokenizer: dict) -> None:
     tokenizer["model"]["unk_token"] = "<nothing>"
 
@@ -142,9 +152,7 @@ WORDS = {
         ("row 9: the tokenizer refuses its text", "WordLevel error"),
     ),
     "beyond the table of positions": (
-        lambda folder: CONFIG_MAPPING["gpt2"](
-            n_positions=24, n_layer=1, n_embd=8, n_head=1, vocab_size=512
-        ).save_pretrained(folder),
+        table_of_positions,
         {"chosen": "w1 " * 25},
         ("row 9: prompt and chosen have 28 tokens, the model has positions for 24",),
     ),
@@ -181,14 +189,29 @@ def test_the_tokenizers_own_chat_template(case, model, refused):
     refused(says, over={"model": {"model_name_or_path": str(model)}, "data": data})
 
 
-def test_a_tokenizer_without_pad_token_is_padded_with_the_end(model, config, tmp_path):
+@pytest.fixture
+def accepted(model, config, tmp_path):
+    """`sparsepo check` with the spoiled model, which must be content."""
+
+    def accepted(**over) -> None:
+        file = tmp_path / "run.yaml"
+        file.write_text(yaml.safe_dump(config(model={"model_name_or_path": str(model)}, **over)))
+        result = CliRunner().invoke(app, ["check", str(file)])
+        assert result.exit_code == 0, result.output
+
+    return accepted
+
+
+def test_a_tokenizer_without_pad_token_is_padded_with_the_end(model, accepted):
     """OpenRLHF sees to it; nothing to refuse."""
-    import yaml
-    from typer.testing import CliRunner
-
-    from sparsepo_plugin.cli import app
-
     edit(CONFIG, lambda settings: settings.pop("pad_token"))(model)
-    file = tmp_path / "run.yaml"
-    file.write_text(yaml.safe_dump(config(model={"model_name_or_path": str(model)})))
-    assert CliRunner().invoke(app, ["check", str(file)]).exit_code == 0
+    accepted()
+
+
+def test_a_pair_that_fills_the_table_of_positions(model, accepted, tmp_path):
+    """Two tokens of the prompt, 21 of the response, and its end."""
+    table_of_positions(model)
+    reweigh(model)
+    pairs = tmp_path / "d.jsonl"
+    pairs.write_text(LINE * 7 + json.dumps({**PAIR, "chosen": "w1 " * 21}) + "\n")
+    accepted(data={"dataset": str(pairs)}, loss="dpo", sparsepo=None)

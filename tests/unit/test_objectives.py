@@ -9,7 +9,16 @@ import pytest
 import torch
 from tiny import TWO_PAIRS, VOCABULARY, Pairs
 
-from sparsepo_plugin import OBJECTIVES, MaskPair, ResponseTokens, SparsePOError, TokenStatistics, token_statistics
+from sparsepo_plugin import (
+    OBJECTIVES,
+    LossConfig,
+    MaskPair,
+    ResponseTokens,
+    SparsePOError,
+    TokenStatistics,
+    token_statistics,
+)
+from sparsepo_plugin.masks import build_masks, refuse_idle_keys
 from sparsepo_plugin.objectives import preference_loss
 from sparsepo_plugin.objectives.sparsepo import SparsePO
 
@@ -263,3 +272,16 @@ def test_equals_the_loop_over_tokens(expectation, label_smoothing, reduction):
 def test_unknown_objective():
     with pytest.raises(SparsePOError, match=r"unknown objective 'nope': registered are .*sparsepo"):
         OBJECTIVES.get("nope")
+
+
+class WithoutNorms(SparsePO):
+    """A third party's, which inherits what `regularises` says and leaves those options out."""
+
+    def __init__(self, *, beta: float = 0.1):
+        super().__init__(beta=beta)
+
+
+def test_a_subclass_may_leave_options_out():
+    config = LossConfig.from_section({"mask": "uniform"}, f"{__name__}:WithoutNorms", beta=0.5)
+    refuse_idle_keys(config, build_masks(config, hidden_size=4, num_layers=2, seed=0))
+    assert config.objective == {"beta": 0.5}
