@@ -78,8 +78,9 @@ def _command(module: str, num_processes: int) -> tuple[list[str], dict[str, str]
 
     gpus = torch.cuda.device_count()
     if gpus or num_processes > 1:
-        launcher = ["deepspeed.launcher.runner", "--num_gpus", str(num_processes or gpus), "--module", module]
-        return [sys.executable, "-m", *launcher], dict(os.environ)
+        # Its own port is always the same, and a second run on this machine would not get it.
+        place = ["--num_gpus", str(num_processes or gpus), "--master_port", str(_free_port())]
+        return [sys.executable, "-m", "deepspeed.launcher.runner", *place, "--module", module], dict(os.environ)
     alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
     return [sys.executable, "-m", module], os.environ | {name: str(value) for name, value in alone.items()}
 

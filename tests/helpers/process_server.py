@@ -18,7 +18,7 @@ class Stop:
     """A signal to what a call has started.
 
     Args:
-        when: As soon as this path exists,
+        when: As soon as this path exists, or one that it is a pattern of,
         after: and so many seconds later,
         signal: this one is sent
         rank: to the process of this rank alone, or to the program itself if it is `main`; None: all are killed.

@@ -6,6 +6,7 @@ it does however pytest ends, the server ends what is below it and itself.
 """
 
 import gc
+import glob
 import importlib
 import json
 import os
@@ -19,7 +20,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import entry_points
-from pathlib import Path
 
 import psutil
 from linux import adopt_orphans, die_with_parent
@@ -120,7 +120,7 @@ def wait(ranks: list[int], stop: dict | None) -> int | None:
     """Wait until all have ended, or one has failed, or it is time to kill all; see `serve`."""
     running = set(ranks)
     while running:
-        if stop and Path(stop["when"]).exists():
+        if stop and glob.glob(stop["when"]):
             time.sleep(stop["after"])
             if stop["rank"] is None:
                 return None

@@ -34,7 +34,7 @@ def moment(folder: Path, rng: random.Random) -> Stop:
     whole = [int(path.name.removeprefix("global_step")) for path in folder.glob("checkpoints/global_step*[0-9]")]
     name = f"global_step{max(whole, default=0) + 2}"
     kind = rng.choice(["step", "write", "step of one", "write of one"])
-    when = folder / "checkpoints" / (name if kind.startswith("step") else f"{name}.part")
+    when = folder / "checkpoints" / (name if kind.startswith("step") else f"{name}*")  # whole, or still being written
     return Stop(when, rng.uniform(0, 0.05), rank=rng.randrange(2) if kind.endswith("one") else None)
 
 
