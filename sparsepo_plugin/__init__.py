@@ -1,43 +1,35 @@
-"""Token-level preference optimisation with sparse masks (SparsePO), for the frameworks people already use."""
+"""Token-level preference optimisation with sparse masks (SparsePO), for the frameworks people already use.
 
-from .checkpoint import RunDescription, load_masks, save_masks
-from .config import LossConfig
-from .divergence import TokenStatistics, token_statistics
-from .errors import SparsePOError
-from .masks import Masks, TokenMask
-from .objectives import Objective, ObjectiveOutput, preference_loss
-from .policy import MaskedPolicy, PolicyOutput
-from .reference import ReferenceFeatures, Runner
-from .registry import MASKS, OBJECTIVES, Registry
-from .run import Run, TokenTable, load_run
-from .step import PreferenceStep, StepOutput
-from .tokens import MaskPair, ResponseTokens
+Public names are imported when they are asked for: this package itself is light, and needs no host.
+"""
 
-__all__ = [
-    "MASKS",
-    "OBJECTIVES",
-    "LossConfig",
-    "MaskPair",
-    "MaskedPolicy",
-    "Masks",
-    "Objective",
-    "ObjectiveOutput",
-    "PolicyOutput",
-    "PreferenceStep",
-    "ReferenceFeatures",
-    "Registry",
-    "ResponseTokens",
-    "Run",
-    "RunDescription",
-    "Runner",
-    "SparsePOError",
-    "StepOutput",
-    "TokenMask",
-    "TokenStatistics",
-    "TokenTable",
-    "load_masks",
-    "load_run",
-    "preference_loss",
-    "save_masks",
-    "token_statistics",
-]
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "checkpoint": ("RunDescription", "load_masks", "save_masks"),
+    "config": ("LossConfig",),
+    "divergence": ("TokenStatistics", "token_statistics"),
+    "errors": ("SparsePOError",),
+    "masks": ("Masks", "TokenMask"),
+    "objectives": ("Objective", "ObjectiveOutput", "preference_loss"),
+    "policy": ("MaskedPolicy", "PolicyOutput"),
+    "reference": ("ReferenceFeatures", "Runner"),
+    "registry": ("MASKS", "OBJECTIVES", "Registry"),
+    "run": ("Run", "TokenTable", "load_run"),
+    "step": ("PreferenceStep", "StepOutput"),
+    "tokens": ("MaskPair", "ResponseTokens"),
+}
+_MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,12 +18,21 @@ class Registry:
     Args:
         kind: What is registered, in the singular; error messages use it.
         group: Entry-point group through which installed packages add entries.
+        own: Package whose modules register this project's own classes, imported when the table is first used.
     """
 
-    def __init__(self, kind: str, group: str) -> None:
+    def __init__(self, kind: str, group: str, own: str | None = None) -> None:
         self.kind = kind
         self.group = group
+        self._own = own
         self._classes: dict[str, type] = {}
+
+    @property
+    def _known(self) -> dict[str, type]:
+        """All that is registered in this process, our own included."""
+        if self._own:
+            importlib.import_module(self._own)
+        return self._classes
 
     def register(self, name: str) -> Callable[[type], type]:
         """Class decorator that registers under `name`.
@@ -37,7 +46,7 @@ class Registry:
         def add(cls: type) -> type:
             if not isinstance(cls, type):
                 raise SparsePOError(f"{self.kind} {name!r}: a class is needed, not {shown(cls)}")
-            known = self._classes.get(name)
+            known = self._known.get(name)
             if known is not None and known is not cls:
                 raise SparsePOError(f"{self.kind} {name!r} is already registered by {known.__module__}")
             self._classes[name] = cls
@@ -51,8 +60,8 @@ class Registry:
         Raises:
             SparsePOError: nothing has that name, or `package.module:ClassName` cannot be imported.
         """
-        if name in self._classes:
-            return self._classes[name]
+        if name in self._known:
+            return self._known[name]
         if ":" in name:
             module, _, attribute = name.partition(":")
             return self._load(name, module, attribute)
@@ -66,7 +75,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """All names, those of installed packages included, sorted."""
-        return sorted({*self._classes, *(entry.name for entry in entry_points(group=self.group))})
+        return sorted({*self._known, *(entry.name for entry in entry_points(group=self.group))})
 
     def _load(self, name: str, module: str, attribute: str) -> type:
         found = _import(module, f"{self.kind} {name!r}")
@@ -75,8 +84,8 @@ class Registry:
         return getattr(found, attribute)
 
 
-MASKS = Registry("mask", "sparsepo.masks")
-OBJECTIVES = Registry("objective", "sparsepo.objectives")
+MASKS = Registry("mask", "sparsepo.masks", own="sparsepo_plugin.masks")
+OBJECTIVES = Registry("objective", "sparsepo.objectives", own="sparsepo_plugin.objectives")
 
 
 def import_plugins(modules: Iterable[str]) -> None:
