@@ -70,9 +70,9 @@ def save_masks(folder: str | Path, description: RunDescription, state: dict[str,
     folder.mkdir(parents=True, exist_ok=True)
     if description.loss.masks:
         tensors = {name: value.contiguous().cpu() for name, value in state.items()}
-        _replace(folder / WEIGHTS, lambda path: save_file(tensors, path))
+        write_whole(folder / WEIGHTS, lambda path: save_file(tensors, path))
     text = json.dumps(description.model_dump(mode="json"), indent=2) + "\n"
-    _replace(folder / DESCRIPTION, lambda path: path.write_text(text))
+    write_whole(folder / DESCRIPTION, lambda path: path.write_text(text))
 
 
 def load_description(folder: str | Path) -> RunDescription:
@@ -132,7 +132,8 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` make a file of another name, which then takes the place of `path`: it is whole or not there."""
     part = path.with_name(path.name + ".part")
     try:
         write(part)
