@@ -1,37 +1,49 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
-BIN := .venv/bin
-STAMP := .venv/.complete
-PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints-cpu.txt
+
+# Every environment is made by the one recipe below: `make env VENV=… EXTRAS=… CONSTRAINTS=…`.
+VENV := .venv
+EXTRAS := openrlhf,trl,demo,dev
+CONSTRAINTS := constraints-cpu.txt
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip install -qq --disable-pip-version-check
+PINNED := $(addprefix --constraint ,$(CONSTRAINTS))
 
 # Two workers with a thread each; a file's tests stay together, they share runs.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+# OpenRLHF goes in without its dependencies, which include flash-attn (pyproject.toml says more), and from its wheel for
+# Python 3.12 on Linux whatever is here: there is none for 3.13, macOS or ARM, and all of them hold the same plain Python.
+OPENRLHF := --no-deps --python-version 3.12 --platform manylinux1_x86_64
 PURELIB := $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+TESTED := $(BIN)/python -c 'from sparsepo_plugin.hosts.openrlhf.patched import TESTED; print(*TESTED)'
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 .PHONY: env
 env: $(STAMP) ## make .venv with the plugin, OpenRLHF and all tools (PYTHON=python3.12 picks the interpreter)
 
 # On a machine with an NVIDIA GPU the same torch pin brings the CUDA build, wherever pip is set to look.
-# OpenRLHF goes in without its dependencies, which include flash-attn (pyproject.toml says more), and from its wheel for
-# Python 3.12 whatever the interpreter: there is none for 3.13, and all of them hold the same plain Python.
-$(STAMP): pyproject.toml setup.py constraints-cpu.txt
+$(STAMP): pyproject.toml setup.py $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make env: Python 3.11 or newer is needed; try make env PYTHON=python3.12")'
-	@echo "env 1/4  virtual environment in .venv"
-	@$(PYTHON) -m venv .venv
+	@echo "env 1/4  virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
 	@echo "env 2/4  PyTorch, the largest download"
-	@$(PIP) torch
+	@$(PIP) $(PINNED) torch
 	@echo "env 3/4  DeepSpeed, transformers, the plugin and its tools"
-	@$(PIP) --editable '.[openrlhf,demo,dev]'
-	@echo "env 4/4  OpenRLHF"
-	@$(PIP) --no-deps --only-binary :all: --python-version 3.12 --upgrade --target "$$($(PURELIB))" openrlhf
+	@$(PIP) $(PINNED) --editable '.[$(EXTRAS)]'
+	@echo "env 4/4  OpenRLHF, and beside it every release that is patched in the tests"
+	@$(PIP) $(PINNED) $(OPENRLHF) --upgrade --target "$$($(PURELIB))" openrlhf
+	@for release in $$($(TESTED)); do \
+		$(PIP) $(OPENRLHF) --upgrade --target $(VENV)/openrlhf/$$release openrlhf==$$release || exit; \
+	done
 	@touch $@
-	@echo "env      ready: source .venv/bin/activate"
+	@echo "env      ready: source $(VENV)/bin/activate"
 
 .PHONY: test
 test: env lint ## run the linters and every test
@@ -40,6 +52,20 @@ test: env lint ## run the linters and every test
 .PHONY: test-fast
 test-fast: env ## run the unit tests only (under 2 minutes)
 	$(PYTEST) tests/unit
+
+# The two ends of what pyproject.toml allows. They are no part of `test`, and take as long.
+.PHONY: test-oldest
+test-oldest: ## run the host tests on the oldest releases that are supported, in .venv-oldest
+	@$(MAKE) test-host VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+.PHONY: test-newest
+test-newest: ## run the host tests on the newest releases of everything, in .venv-newest
+	rm -rf .venv-newest
+	@$(MAKE) test-host VENV=.venv-newest CONSTRAINTS=
+
+.PHONY: test-host
+test-host: env
+	$(PYTEST) tests/host
 
 .PHONY: invariants
 invariants: env ## run every layout of tests/invariant, of which `test` runs a covering set (about an hour and a half)
@@ -61,11 +87,14 @@ format: env ## sort imports and format
 demo: env ## the paper's sentiment experiment in miniature, to runs/demo (about 3 minutes)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/demo/run.py
 
-# TRL's chunked loss is Liger's, whose Triton the CPU does not need.
+# With what the tables were measured, in .venv-bench. TRL's chunked loss is Liger's, whose Triton the CPU does not need.
 .PHONY: bench
-bench: env ## measure the step's cost on the CPU, renew benchmarks/results and the tables (about half an hour)
-	@$(PIP) --editable '.[bench]'
-	@$(PIP) --no-deps liger-kernel
+bench: ## measure the step's cost on the CPU, renew benchmarks/results and the tables (about half an hour)
+	@$(MAKE) env bench-cpu VENV=.venv-bench EXTRAS=openrlhf,bench CONSTRAINTS=benchmarks/constraints.txt
+
+.PHONY: bench-cpu
+bench-cpu:
+	@$(PIP) $(PINNED) --no-deps liger-kernel
 	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/report.py
 
@@ -73,10 +102,10 @@ bench: env ## measure the step's cost on the CPU, renew benchmarks/results and t
 DATABASE := import json, urllib.request as r; json.load(r.urlopen("https://pypi.org/pypi/pip/23.0/json", timeout=15))["vulnerabilities"]
 .PHONY: audit
 audit: env ## look up the pinned packages among known vulnerabilities (asks pypi.org)
-	@$(PIP) pip-audit
+	@$(PIP) $(PINNED) pip-audit
 	@$(BIN)/python -c '$(DATABASE)' 2>/dev/null || { echo "audit: the database at pypi.org cannot be reached, nothing was looked up" >&2; exit 1; }
 	$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --no-deps --requirement constraints-cpu.txt
 
 .PHONY: clean
-clean: ## remove the environment and what runs, builds and tools left
-	rm -rf .venv runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## remove the environments and what runs, builds and tools left
+	rm -rf .venv .venv-* runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

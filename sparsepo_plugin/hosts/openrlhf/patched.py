@@ -9,6 +9,7 @@ import patch_ng
 from ...errors import SparsePOError
 
 OPENRLHF_VERSION = "0.11.2"
+TESTED = ("0.10.4", "0.11.0", "0.11.1", "0.11.2")
 
 
 def patched_package() -> dict[str, bytes]:
