@@ -110,7 +110,7 @@ def one_line_errors(
         # ConfigError is that of the patched OpenRLHF, which need not be installed here.
         if not (isinstance(error, SparsePOError) or type(error).__name__ == "ConfigError"):
             raise
-        first, own = not _follows(), _distributed() and not getattr(error, "met_by_all", False)
+        first, own = is_first(), _distributed() and not getattr(error, "met_by_all", False)
         if not (first or own):  # a launcher ends all ranks as soon as one has left, also the first before it has told
             time.sleep(1)
         if first or own or all_tell:
@@ -135,7 +135,7 @@ def _distributed() -> bool:
     return dist.is_initialized()
 
 
-def _follows() -> bool:
-    """Whether a launcher has started another process as the first one."""
+def is_first() -> bool:
+    """Whether no launcher has started another process as the first one."""
     rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    return rank.isdecimal() and count.isdecimal() and 0 < int(rank) < int(count)
+    return not (rank.isdecimal() and count.isdecimal() and 0 < int(rank) < int(count))

@@ -17,9 +17,9 @@ from pathlib import Path
 from filelock import FileLock
 from platformdirs import user_cache_path
 
-from ...errors import SparsePOError
+from ...errors import SparsePOError, is_first
 from .cache import WAY_OUT, private_cache, refuse_foreign
-from .patched import OPENRLHF_VERSION, patched_package
+from .patched import PatchedPackage, patched_package, untested
 
 _LOCK_SECONDS = 60  # a build takes less than one
 
@@ -33,12 +33,15 @@ def ensure_overlay() -> Path:
         The directory to put on `sys.path`; it holds one package, `openrlhf`.
 
     Raises:
-        SparsePOError: OpenRLHF is missing or of another version, a patch does not apply to it, or the cache cannot be
-            written, or others can write it.
+        SparsePOError: OpenRLHF is missing or too old, a patch does not apply to it, or the cache cannot be written, or
+            others can write it.
     """
-    files = _without_bytecode(patched_package())
+    return _ensure(patched_package())
+
+
+def _ensure(package: PatchedPackage) -> Path:
     try:
-        return _ensure(private_cache(), files)
+        return _ensure_in(private_cache(), package.version, _without_bytecode(package.files))
     except OSError as error:
         place = error.filename or user_cache_path()  # a full disk has no file name
         reason = f"{place}: {error.strerror or error}"
@@ -54,13 +57,17 @@ def activate() -> Path:
     Raises:
         SparsePOError: as `ensure_overlay`, or if `openrlhf` was imported from elsewhere before.
     """
-    overlay = ensure_overlay()
+    package = patched_package()
+    overlay = _ensure(package)
     loaded = sys.modules.get("openrlhf")
     if loaded is not None and Path(loaded.__file__).parent != overlay / "openrlhf":
         raise SparsePOError(f"openrlhf was imported from {loaded.__file__} before: import sparsepo_plugin.train first")
     # Without bytecode each start compiles, and would tell anew what Python thinks of OpenRLHF's escape sequences.
     warnings.filterwarnings("ignore", category=SyntaxWarning, module=re.escape(str(overlay)))
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    note = untested(package.version)
+    if note and is_first() and str(overlay) not in inherited:  # else whoever started this process has told it
+        print(f"sparsepo: warning: {note}", file=sys.stderr)
     sys.path[:] = _first(str(overlay), sys.path)
     os.environ["PYTHONPATH"] = os.pathsep.join(_first(str(overlay), filter(None, inherited)))
     return overlay
@@ -76,8 +83,8 @@ def _without_bytecode(files: dict[str, bytes]) -> dict[str, bytes]:
     return {**files, **{f"{folder}/__pycache__": b"" for folder in folders}}
 
 
-def _ensure(cache: Path, files: dict[str, bytes]) -> Path:
-    overlay = cache / f"openrlhf-{OPENRLHF_VERSION}-{_digest(files)}"
+def _ensure_in(cache: Path, version: str, files: dict[str, bytes]) -> Path:
+    overlay = cache / f"openrlhf-{version}-{_digest(files)}"
     if _difference(overlay, files) is None:
         return overlay
     with FileLock(cache / "lock", timeout=_LOCK_SECONDS):

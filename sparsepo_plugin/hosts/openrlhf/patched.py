@@ -1,52 +1,82 @@
 """The installed OpenRLHF with the patches applied, in memory: what the overlay has to contain."""
 
+import sysconfig
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 import patch_ng
+from packaging.version import Version
 
 from ...errors import SparsePOError
 
-OPENRLHF_VERSION = "0.11.2"
 TESTED = ("0.10.4", "0.11.0", "0.11.1", "0.11.2")
 
 
-def patched_package() -> dict[str, bytes]:
-    """Content by path, `openrlhf/…`; nothing is written.
+@dataclass(frozen=True)
+class PatchedPackage:
+    """A release of OpenRLHF with the patches applied.
+
+    Attributes:
+        version: Of the installed release.
+        files: Content by path, `openrlhf/…`.
+    """
+
+    version: str
+    files: dict[str, bytes]
+
+
+def patched_package() -> PatchedPackage:
+    """Read and patch the installed OpenRLHF; nothing is written.
 
     Raises:
-        SparsePOError: OpenRLHF is missing or of another version, or a patch does not apply to it.
+        SparsePOError: OpenRLHF is missing or older than the tested releases, or a patch does not apply to it.
     """
-    installed = _installed_package()
+    version, installed = _installed_package()
     paths = [path for path in installed.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     files = {f"openrlhf/{path.relative_to(installed).as_posix()}": path.read_bytes() for path in sorted(paths)}
     for patch in _patches():
-        _apply(patch, files)
-    return files
+        if misfit := _apply(patch, files):
+            raise SparsePOError(
+                f"{patch.name} does not apply to {misfit} of the installed OpenRLHF {version}; {_tested()}"
+            )
+    return PatchedPackage(version, files)
 
 
-def _installed_package() -> Path:
-    install = f"pip install --no-deps openrlhf=={OPENRLHF_VERSION}"
+def untested(version: str) -> str | None:
+    """What to say of a release that the patches apply to and that nobody has tested; None for one of `TESTED`."""
+    return None if version in TESTED else f"OpenRLHF {version} is not tested; {_tested()}"
+
+
+def _installed_package() -> tuple[str, Path]:
     try:
         found = distribution("openrlhf")
     except PackageNotFoundError:
-        raise SparsePOError(f"OpenRLHF {OPENRLHF_VERSION} is not installed: {install}") from None
-    if found.version != OPENRLHF_VERSION:
-        raise SparsePOError(f"OpenRLHF {found.version} is installed, {OPENRLHF_VERSION} is needed: {install}")
-    return Path(found.locate_file("openrlhf"))
+        raise SparsePOError(f"OpenRLHF is not installed; {_tested()}") from None
+    if Version(found.version) < Version(TESTED[0]):
+        raise SparsePOError(f"OpenRLHF {found.version} is installed, which is too old; {_tested()}")
+    return found.version, Path(found.locate_file("openrlhf"))
+
+
+def _tested() -> str:
+    """Which releases are tested, and the command that installs the newest of them on any platform and Python."""
+    wheel = "--no-deps --python-version 3.12 --platform manylinux1_x86_64"
+    install = f"pip install {wheel} --upgrade --target {sysconfig.get_path('purelib')} openrlhf=={TESTED[-1]}"
+    return f"tested are {', '.join(TESTED)}: {install}"
 
 
 def _patches() -> list[Path]:
     """The patches in their order: shipped inside an installed wheel, or beside the package in a checkout."""
     package = Path(__file__).resolve().parents[2]
     for folder in (package / "_patches", package.parent / "patches"):
-        if found := sorted(folder.glob(f"openrlhf/{OPENRLHF_VERSION}/*.patch")):
+        if found := sorted(folder.glob("openrlhf/*.patch")):
             return found
-    raise SparsePOError(f"the patches for OpenRLHF {OPENRLHF_VERSION} are missing from {package}: reinstall")
+    raise SparsePOError(f"the patches for OpenRLHF are missing from {package}: reinstall")
 
 
-def _apply(patch: Path, files: dict[str, bytes]) -> None:
+def _apply(patch: Path, files: dict[str, bytes]) -> str | None:
+    """Change `files` as the patch says, or return the name of the first that it does not fit."""
     changes = patch_ng.fromfile(str(patch))
     if not changes:
         raise SparsePOError(f"{patch}: not a patch")
@@ -54,19 +84,28 @@ def _apply(patch: Path, files: dict[str, bytes]) -> None:
         name = change.target.decode()
         lines = files.get(name, b"").splitlines(keepends=True)
         if (change.source == b"/dev/null") == (name in files) or not _change(lines, change.hunks):
-            raise SparsePOError(
-                f"{patch.name} does not apply to {name} of the installed OpenRLHF {OPENRLHF_VERSION}: "
-                f"it was written for the released {OPENRLHF_VERSION}; reinstall that release"
-            )
+            return name
         files[name] = b"".join(lines)
+    return None
 
 
 def _change(lines: list[bytes], hunks: list[Any]) -> bool:
-    """Apply `hunks` to `lines`, each at its own line number, with no fuzz; False where one does not fit."""
-    for hunk in reversed(hunks):
-        start = hunk.startsrc - (hunk.linessrc > 0)  # a hunk that only adds counts from the line before it
+    """Apply `hunks` to `lines` with no fuzz, wherever in the file they have moved; False where one has no place."""
+    moved = end = 0  # of the hunk before: by how many lines, and where it ends
+    for hunk in hunks:
         old, new = ([line[1:] for line in hunk.text if line[:1] in (b" ", sign)] for sign in (b"-", b"+"))
-        if lines[start : start + len(old)] != old:
+        line = hunk.starttgt - 1
+        start = _place(lines, old, line + moved, end)
+        if start is None:
             return False
         lines[start : start + len(old)] = new
+        moved, end = start - line, start + len(new)
     return True
+
+
+def _place(lines: list[bytes], old: list[bytes], expected: int, end: int) -> int | None:
+    """Where `old` stands: where it is expected, or else in the one place behind `end` that there is."""
+    if expected >= end and lines[expected : expected + len(old)] == old:
+        return expected
+    found = [start for start in range(end, len(lines) - len(old) + 1) if lines[start : start + len(old)] == old]
+    return found[0] if len(found) == 1 else None
