@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsepo_plugin import MASKS, LossConfig, PreferenceStep, ReferenceFeatures, ResponseTokens, Runner, TokenMask
 from sparsepo_plugin.hosts.openrlhf.policy import HostedPolicy
-from sparsepo_plugin.masks.learned import LearnedMask
 from sparsepo_plugin.hosts.openrlhf.program import load_program
+from sparsepo_plugin.masks.learned import LearnedMask
 
 load_program()
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from .registry import Registry
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
-ConfigFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The YAML of OpenRLHF or Axolotl, with the loss.")]
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="FILE.yaml", help="The YAML of OpenRLHF or Axolotl, with the loss.")
+]
 SftFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The flags of OpenRLHF's train_sft, nested.")]
 NumProcesses = Annotated[int, typer.Option(min=0, help="Processes to start; 0: one a GPU, or one.")]
 Name = Annotated[str | None, typer.Argument(help="One of them: its options, types, defaults and description.")]
@@ -158,4 +160,3 @@ def _describe(cls: type, *models: "type[BaseModel]") -> None:
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     for row in rows:
         typer.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip())
-
