@@ -14,10 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsepo_plugin import MASKS, LossConfig, PreferenceStep, ReferenceFeatures, ResponseTokens, Runner, TokenMask
 from sparsepo_plugin.hosts.openrlhf.policy import HostedPolicy
+from sparsepo_plugin.hosts.openrlhf.program import load_program
 from sparsepo_plugin.masks.learned import LearnedMask
-from sparsepo_plugin.train import load_host
 
-load_host()
+load_program()
 
 from openrlhf.models import Actor, DPOLoss  # noqa: E402 (from the patched copy, once it is on the path)
 from openrlhf.trainer.dpo_trainer import DPOTrainer  # noqa: E402

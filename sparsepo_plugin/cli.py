@@ -1,56 +1,85 @@
-"""`sparsepo …`: train, check, and what is registered."""
+"""`sparsepo …`: train, check, recipes, data, and what is registered."""
 
 import inspect
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel
+from typer.core import TyperCommand
 
-from .config import FROM_RUN, mask_class, objective_class, section_keys
 from .data.command import data
 from .errors import SparsePOError, one_line_errors
+from .hosts import HOSTS, load_host, openrlhf
 from .launch import run
-from .options import describe, options_of
-from .registry import MASKS, OBJECTIVES, Registry
-from .train import read_run
+from .recipes import copy_recipe, list_recipes
+
+# What imports torch is imported where it is used: the rest answers at once.
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from .registry import Registry
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
-ConfigFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="OpenRLHF's flags, nested, and the loss.")]
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="FILE.yaml", help="The YAML of OpenRLHF or Axolotl, with the loss.")
+]
+SftFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The flags of OpenRLHF's train_sft, nested.")]
 NumProcesses = Annotated[int, typer.Option(min=0, help="Processes to start; 0: one a GPU, or one.")]
 Name = Annotated[str | None, typer.Argument(help="One of them: its options, types, defaults and description.")]
 HOST_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
+class HostCommand(TyperCommand):
+    """A command that takes the flags of the file's host too, and shows OpenRLHF's in its help."""
+
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:
+        """The command's own help and, after it, the flags of OpenRLHF's program."""
+        super().format_help(ctx, formatter)
+        typer.echo(f"Axolotl's keys: {HOSTS['axolotl'].docs}. OpenRLHF's flags, as keys of the YAML nested:\n")
+        try:
+            typer.echo(openrlhf.flags("train_sft" if self.name == "sft" else "train_dpo"))
+        except SparsePOError as error:
+            typer.echo(f"  {error}")
+
+
+def _show_versions(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sparsepo-plugin {version('sparsepo-plugin')}")
+        for host in HOSTS.values():
+            if host.version:
+                typer.echo(f"{host.name} {host.version}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    versions: Annotated[
+        bool, typer.Option("--version", callback=_show_versions, is_eager=True, help="Of the plugin and the hosts.")
+    ] = False,
+) -> None:
     """Token-level preference optimisation with sparse masks."""
     # Modules of one's own beside the YAML are found, as they are with python -m.
     sys.path.insert(0, os.getcwd())
 
 
-@app.command(context_settings=HOST_FLAGS)
+@app.command(cls=HostCommand, context_settings=HOST_FLAGS)
 def train(context: typer.Context, file: ConfigFile, num_processes: NumProcesses = 0) -> None:
-    """Train on pairs with FILE.yaml; further arguments are OpenRLHF's flags and win over the file."""
-    arguments = ["--config", str(file), *context.args]
+    """Train on pairs with FILE.yaml; further arguments are its host's flags and win over the file."""
     with one_line_errors():
-        host, args = read_run(arguments, processes=num_processes or _gpus() or 1)
-        host.get_loss_class(args.loss, args.loss_plugins)(args)  # its mistakes, before any process is started
-    raise typer.Exit(run("sparsepo_plugin.train", num_processes, arguments))
+        command = load_host(file).command(file, num_processes, context.args)
+    raise typer.Exit(run(command))
 
 
-@app.command(context_settings=HOST_FLAGS)
-def sft(context: typer.Context, file: ConfigFile, num_processes: NumProcesses = 0) -> None:
+@app.command(cls=HostCommand, context_settings=HOST_FLAGS)
+def sft(context: typer.Context, file: SftFile, num_processes: NumProcesses = 0) -> None:
     """Fine-tune before preferences, with OpenRLHF's own train_sft and FILE.yaml."""
-    arguments = ["--config", str(file), *context.args]
-    with one_line_errors():
-        read_run(arguments, "train_sft", num_processes or _gpus() or 1)
-    raise typer.Exit(run("sparsepo_plugin.sft", num_processes, arguments))
+    raise typer.Exit(run(openrlhf.command(file, num_processes, context.args, "train_sft")))
 
 
-@app.command(context_settings=HOST_FLAGS)
+@app.command(cls=HostCommand, context_settings=HOST_FLAGS)
 def check(
     context: typer.Context,
     file: ConfigFile,
@@ -59,23 +88,29 @@ def check(
     ] = False,
 ) -> None:
     """Validate FILE.yaml, its models' configs and every pair of its data, without training."""
-    from .hosts.openrlhf.checks import check_run
-
     with one_line_errors():
-        host, args = read_run(["--config", str(file), *context.args])
-        loss = host.get_loss_class(args.loss, args.loss_plugins)(args)
-        strategy = host.get_strategy(args)
-        if args.loss is None:
-            check_run(args, strategy)
-        else:
-            loss.check(strategy)
-        strategy.find_checkpoint(loss.run_options(), loss.restored_options())
-        if causality:
-            if args.loss is None:
-                raise SparsePOError("--causality has no effect: OpenRLHF's own DPO reads no masks")
-            for line in loss.check_causality():
-                typer.echo(line)
-    typer.echo(f"{file}: ok, loss: {args.loss or 'OpenRLHF DPO'}")
+        host = load_host(file)
+        if causality and host is not openrlhf:
+            raise SparsePOError("--causality: only a YAML of OpenRLHF can be asked")
+        loss = host.check(file, context.args, **({"causality": True} if causality else {}))
+    typer.echo(f"{file}: ok, loss: {loss}")
+
+
+@app.command()
+def recipes() -> None:
+    """List the examples that ship with the plugin: whose they are, what they are of, and their names for `copy`."""
+    rows = [("host", "experiment", "method", "name"), *list_recipes()]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)))
+
+
+@app.command()
+def copy(name: Annotated[str, typer.Argument(help="As `sparsepo recipes` lists it.")]) -> None:
+    """Put an example here, with the files that it names; nothing is overwritten."""
+    with one_line_errors():
+        for file in copy_recipe(name, Path()):
+            typer.echo(file)
 
 
 app.command()(data)
@@ -84,6 +119,10 @@ app.command()(data)
 @app.command()
 def masks(name: Name = None) -> None:
     """List the masks that a loss can read, or describe NAME."""
+    from .config import FROM_RUN, mask_class
+    from .options import options_of
+    from .registry import MASKS
+
     with one_line_errors():
         if name is None:
             _list(MASKS)
@@ -95,6 +134,10 @@ def masks(name: Name = None) -> None:
 @app.command()
 def objectives(name: Name = None) -> None:
     """List the objectives that `loss:` can name, or describe NAME."""
+    from .config import objective_class, section_keys
+    from .options import options_of
+    from .registry import OBJECTIVES
+
     with one_line_errors():
         if name is None:
             _list(OBJECTIVES)
@@ -103,21 +146,17 @@ def objectives(name: Name = None) -> None:
             _describe(cls, options_of(cls, without=cls.from_host), section_keys(cls))
 
 
-def _list(registry: Registry) -> None:
+def _list(registry: "Registry") -> None:
     for name in registry.names():
         summary = (inspect.getdoc(registry.get(name)) or "").partition("\n")[0]
         typer.echo(f"{name:<12} {summary}")
 
 
-def _describe(cls: type, *models: type[BaseModel]) -> None:
+def _describe(cls: type, *models: "type[BaseModel]") -> None:
+    from .options import describe
+
     typer.echo(f"{inspect.getdoc(cls) or cls.__name__}\n\nKeys of the YAML, with type and default:")
     rows = [row for model in models for row in describe(model)]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     for row in rows:
         typer.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip())
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()

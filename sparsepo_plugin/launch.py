@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,26 +18,22 @@ _PATIENCE = 10  # seconds between asking processes to end and ending them
 _LAUNCHER_LOOKS = 3  # seconds in which DeepSpeed's has seen that a process died, and has ended the others
 
 
-def run(module: str, num_processes: int, arguments: list[str]) -> int:
-    """Run `python -m module` in one process, or under DeepSpeed's launcher on GPUs or in several.
+def run(command: list[str]) -> int:
+    """Run what starts the processes of a run, or is the only one.
 
     SIGINT, SIGTERM and SIGHUP to this process end them all, and so does the end of any other by a fault. The last line
     printed is the reason of the first that failed.
 
     Args:
-        module: With a `main` inside `telling_its_starter`.
-        num_processes: 0 for one a GPU, or one without any.
-        arguments: Of the module.
+        command: Its processes train inside `telling_its_starter`.
 
     Returns:
         Exit code: 0, that of the run, or 128 + the number of the signal.
     """
-    command, environment = _command(module, num_processes)
     with TemporaryDirectory() as folder, _exit_by_signals():
         reason = Path(folder, "reason")
-        environment[_REASON] = str(reason)
         # In a session of its own: Ctrl-C reaches this process alone, which ends the others in order.
-        started = subprocess.Popen([*command, *arguments], env=environment, start_new_session=True)
+        started = subprocess.Popen(command, env={**os.environ, _REASON: str(reason)}, start_new_session=True)
         try:
             code = started.wait()
         finally:
@@ -70,25 +65,6 @@ def telling_its_starter() -> Iterator[None]:
         if not _tell(path, f"sparsepo: error: {fault(error)} (rank {os.environ.get('RANK', '0')})"):
             sys.exit(1)
         raise
-
-
-def _command(module: str, num_processes: int) -> tuple[list[str], dict[str, str]]:
-    """What to start, and its environment. One CPU process needs no launcher."""
-    import torch
-
-    gpus = torch.cuda.device_count()
-    if gpus or num_processes > 1:
-        # Its own port is always the same, and a second run on this machine would not get it.
-        place = ["--num_gpus", str(num_processes or gpus), "--master_port", str(_free_port())]
-        return [sys.executable, "-m", "deepspeed.launcher.runner", *place, "--module", module], dict(os.environ)
-    alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
-    return [sys.executable, "-m", module], os.environ | {name: str(value) for name, value in alone.items()}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

@@ -1,11 +1,8 @@
 """`deepspeed --module sparsepo_plugin.train --config FILE.yaml`: OpenRLHF's trainer, patched, on one process."""
 
-import importlib
 import sys
-from types import SimpleNamespace
-from typing import Any
 
-from .hosts.openrlhf.overlay import activate
+from .hosts.openrlhf.program import read_run
 from .launch import telling_its_starter
 
 
@@ -23,35 +20,6 @@ def main(argv: list[str] | None = None, program: str = "train_dpo") -> None:
         if getattr(args, "loss", None) is None:
             check_models(args)  # a loss does it itself
         host.train(args)
-
-
-def read_run(argv: list[str], program: str = "train_dpo", processes: int | None = None) -> tuple[Any, SimpleNamespace]:
-    """A program of OpenRLHF and its arguments, checked as far as that needs neither models nor data.
-
-    Args:
-        argv: OpenRLHF's command line, `--config` included.
-        program: `train_dpo` or `train_sft`.
-        processes: How many will train; by default as the launcher says.
-
-    Raises:
-        SparsePOError: OpenRLHF cannot be used, or a flag is wrong; names it.
-    """
-    from .hosts.openrlhf.flags import check_flags
-
-    host = load_host(program)
-    args = host.parse_args(argv)
-    check_flags(args, host.get_parser(), processes)
-    return host, args
-
-
-def load_host(program: str = "train_dpo") -> Any:
-    """A program of the patched `openrlhf.cli`.
-
-    Raises:
-        SparsePOError: OpenRLHF is missing, has another version, or the patches do not apply.
-    """
-    activate()
-    return importlib.import_module(f"openrlhf.cli.{program}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from host_runs import merge
 
 from sparsepo_plugin.errors import SparsePOError
 from sparsepo_plugin.hosts.openrlhf.flags import NEEDS, RANGES, check_flags
-from sparsepo_plugin.train import load_host
+from sparsepo_plugin.hosts.openrlhf.program import load_program
 
 NAN, INF = math.nan, math.inf
 
@@ -72,7 +72,7 @@ def test_out_of_range(refused, key, value):
 
 @pytest.mark.parametrize("program", ["train_dpo", "train_sft"])
 def test_every_number_has_a_range(program):
-    numbers = {action.dest for action in load_host(program).get_parser()._actions if action.type in (int, float)}
+    numbers = {action.dest for action in load_program(program).get_parser()._actions if action.type in (int, float)}
     assert numbers <= RANGES.keys()
     assert RANGES.keys() == OUT_OF_RANGE.keys()
 
@@ -306,7 +306,7 @@ def test_limits_are_allowed(arguments, over):
 @pytest.fixture
 def arguments(config, tmp_path) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     """Arguments of the good YAML, and OpenRLHF's parser."""
-    host, path = load_host(), tmp_path / "run.yaml"
+    host, path = load_program(), tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(config(ckpt={"output_dir": str(tmp_path / "out"), "path": str(tmp_path / "c")})))
     return deepcopy(host.parse_args(["--config", str(path)])), host.get_parser()
 

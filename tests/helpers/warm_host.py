@@ -44,10 +44,10 @@ def main() -> None:
 @cache
 def warm() -> None:
     """Import all that a run imports, also late, but compute nothing: threads would not survive the fork."""
-    from sparsepo_plugin.train import load_host
+    from sparsepo_plugin.hosts.openrlhf.program import load_program
 
     for program in ("train_dpo", "train_sft"):
-        load_host(program)
+        load_program(program)
     for loss in entry_points(group="openrlhf.losses"):
         loss.load()
     for module in LAZY:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsepo_plugin.train import load_host
+from sparsepo_plugin.hosts.openrlhf.program import load_program
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.yaml"))
 
@@ -12,7 +12,7 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.yaml"))
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path):
     stage = "train_sft" if path.stem.endswith("_sft") else "train_dpo"
-    host = load_host(stage)
+    host = load_program(stage)
     args = host.parse_args(["--config", str(path)])
     if stage == "train_dpo":
         loss = host.get_loss_class(args.loss, args.loss_plugins)(args)
@@ -26,7 +26,7 @@ def test_there_is_one_for_each_road():
 
 @pytest.mark.parametrize("path", [path for path in EXAMPLES if path.stem.endswith("_sft")], ids=lambda path: path.stem)
 def test_sft_as_the_paper_has_it(path):
-    args = load_host("train_sft").parse_args(["--config", str(path)])
+    args = load_program("train_sft").parse_args(["--config", str(path)])
     experiment = path.stem.removesuffix("_sft")
     assert (args.data.input_key, args.data.output_key, args.data.input_template) == ("prompt", "chosen", "{}")
     assert args.train.batch_size == {"hh": 1024, "mix": 128}[experiment]

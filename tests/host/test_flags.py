@@ -9,7 +9,7 @@ from host_runs import DPO, difference, difference_of_weights
 from tiny import decoder
 from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
-from sparsepo_plugin.train import load_host
+from sparsepo_plugin.hosts.openrlhf.program import load_program
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +64,7 @@ def test_a_reference_of_its_own(train, tiny):
 
 def test_the_host_says_when_all_tokens_are_computed(config, tmp_path):
     """`logger.logging_steps`, unless `metrics_every` does."""
-    file, host = tmp_path / "run.yaml", load_host()
+    file, host = tmp_path / "run.yaml", load_program()
     file.write_text(yaml.safe_dump(config()))
     for flags, every in (([], 7), (["--sparsepo.metrics_every", "3"], 3)):
         args = host.parse_args(["--config", str(file), "--logger.logging_steps", "7", *flags])
@@ -78,7 +78,7 @@ def test_the_host_says_when_all_tokens_are_computed(config, tmp_path):
 )
 def test_the_template_that_a_run_describes_is_the_one_it_used(config, tmp_path, prompt_key, chat, template):
     """OpenRLHF puts `data.input_template` around prompts, and rows without a prompt's column have none."""
-    file, host = tmp_path / "run.yaml", load_host()
+    file, host = tmp_path / "run.yaml", load_program()
     data = {"prompt_key": prompt_key, "input_template": "Q: {}", "apply_chat_template": chat}
     file.write_text(yaml.safe_dump(config(data=data)))
     args = host.parse_args(["--config", str(file)])
@@ -91,6 +91,6 @@ def test_the_template_that_a_run_describes_is_the_one_it_used(config, tmp_path, 
 @pytest.mark.parametrize(("program", "name"), [("train_dpo", "checkpoints_dpo"), ("train_sft", "checkpoints_sft")])
 def test_checkpoints_lie_in_the_output_folder_unless_told(program, name):
     """Two runs with an `output_dir` each do not share their checkpoints."""
-    parse = load_host(program).parse_args
+    parse = load_program(program).parse_args
     assert parse(["--ckpt.output_dir", "runs/a"]).ckpt.path == f"runs/a/{name}"
     assert parse(["--ckpt.output_dir", "runs/a", "--ckpt.path", "b"]).ckpt.path == "b"

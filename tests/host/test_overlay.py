@@ -140,7 +140,7 @@ def test_a_copy_that_was_changed_does_not_run(cache, start):
     bytecode.parent.unlink()
     bytecode.parent.mkdir()
     compile_bytecode(str(planted), str(bytecode), invalidation_mode=PycInvalidationMode.UNCHECKED_HASH)
-    code = "from sparsepo_plugin.train import load_host; print(load_host().__file__)"
+    code = "from sparsepo_plugin.hosts.openrlhf.program import load_program; print(load_program().__file__)"
     out, err = start(code).communicate(timeout=300)
     assert "planted" not in out and str(built / "cli" / "train_dpo.py") in out, err
     assert f"sparsepo: warning: {built.parent}: openrlhf/__init__.py was changed" in err

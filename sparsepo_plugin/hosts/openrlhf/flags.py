@@ -3,7 +3,7 @@
 import importlib.util
 import math
 import os
-from argparse import ArgumentParser
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -101,6 +101,20 @@ NEEDS = {
     "muon.lr": ("optim: muon", lambda args: args.optim == "muon"),
     "muon.momentum": ("optim: muon", lambda args: args.optim == "muon"),
 }
+
+
+def by_section(parser: ArgumentParser) -> str:
+    """The flags of a parser under the names of their sections, those without one first; `--help` is left out."""
+    sections: dict[str, list[Action]] = {"": []}
+    for action in parser._actions:
+        if action.dest != "help":
+            sections.setdefault(action.dest.rpartition(".")[0], []).append(action)
+    formatter = ArgumentDefaultsHelpFormatter("", max_help_position=40, width=119)
+    for section, actions in sections.items():
+        formatter.start_section(section or "without a section")
+        formatter.add_arguments(actions)
+        formatter.end_section()
+    return formatter.format_help()
 
 
 def check_flags(args: SimpleNamespace, parser: ArgumentParser, processes: int | None = None) -> None:

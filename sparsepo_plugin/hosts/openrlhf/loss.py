@@ -16,6 +16,7 @@ from ...decoder import load_decoder
 from ...errors import SparsePOError, met_by_all, shown
 from ...masks import build_masks
 from ...policy import PolicyOutput
+from ...record import Split
 from ...reference import Runner
 from ...registry import OBJECTIVES, import_plugins
 from ...step import PreferenceStep
@@ -27,6 +28,7 @@ from .keys import naming_flags
 from .layout import layout
 from .pairs import first_pair
 from .policy import HostedPolicy
+from .record import RunRecord
 
 _CAUSALITY_TOKENS = 64  # of each response are enough to see what a mask looks at; each costs a forward
 _OF_MASK_GROUP = ("mask_lr", "mask_weight_decay")
@@ -193,6 +195,9 @@ class TokenLoss(PreferenceLoss):
         if trainer.nll_loss:
             loss = loss + output.nll_loss * flags.nll_loss_coef
             logs["nll_loss"] = output.nll_loss.item()
+        if not torch.is_grad_enabled():  # of an evaluation OpenRLHF logs no rewards
+            logs["chosen_reward"] = output.chosen_rewards.mean().item()
+            logs["reject_reward"] = output.rejected_rewards.mean().item()
         return loss, output.loss, output.chosen_rewards, output.rejected_rewards, logs
 
     def update(self, trainer: Any) -> dict[str, float]:
@@ -223,6 +228,26 @@ class TokenLoss(PreferenceLoss):
             SparsePOError: names the first one.
         """
         self.guard.check_weights(model.model)
+
+    def start(self, step: int) -> None:
+        """Open the run's record.
+
+        Args:
+            step: The optimizer step that the run goes on from.
+        """
+        self.record = RunRecord(self.args, self.strategy, step)
+
+    def progress(self, logs: dict[str, float]) -> dict[str, str]:
+        """What the progress bar shows of a micro-batch or an evaluation: a few columns, not all numbers."""
+        return self.record.progress(logs)
+
+    def log(self, step: int, logs: dict[str, float], split: Split) -> None:
+        """Record the numbers of a step, beside the host's own loggers."""
+        self.record.log(step, logs, split)
+
+    def finish(self, output_dir: str) -> None:
+        """Write the model card of the run, and print its summary."""
+        self.record.finish(self.preference_step.policy.description)
 
     def _describe(self, read: Any) -> RunDescription:
         """The run, for whoever asks it later; `read` is the config of the model that the masks read."""
