@@ -50,16 +50,19 @@ def test_only_the_first_rank_tells(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("version", "says"),
     [
-        (None, "OpenRLHF 0.11.2 is not installed: pip install --no-deps openrlhf==0.11.2"),
-        ("0.10.4", "OpenRLHF 0.10.4 is installed, 0.11.2 is needed: pip install"),
-        ("0.12.0", "OpenRLHF 0.12.0 is installed, 0.11.2 is needed"),
+        (None, "OpenRLHF is not installed; tested are 0.10.4, 0.11.0, 0.11.1, 0.11.2: pip install"),
+        ("0.10.3", "OpenRLHF 0.10.3 is installed, which is too old; tested are 0.10.4, 0.11.0"),
+        (
+            "0.12.0",
+            "ring_attn_utils.py of the installed OpenRLHF 0.12.0; tested are 0.10.4, 0.11.0, 0.11.1, 0.11.2: pip",
+        ),
     ],
 )
-def test_openrlhf(refused, monkeypatch, command, version, says):
+def test_openrlhf(refused, monkeypatch, tmp_path, command, version, says):
     def distribution(name):
         if version is None:
             raise PackageNotFoundError(name)
-        return SimpleNamespace(version=version)
+        return SimpleNamespace(version=version, locate_file=lambda name: tmp_path / "no files")
 
     monkeypatch.setattr(patched, "distribution", distribution)
     refused((says,), command=command)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from host_runs import Run, merge, places
+from host_runs import RELEASES, Run, merge, places
 from process_server import Finished, ProcessServer, Stop
 
 # Of all processes: as pytest was given them, before a test in this process activates the patched host.
@@ -30,9 +30,19 @@ def extensions(pytestconfig) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(extensions) -> Iterator[ProcessServer]:
+def release(request) -> str | None:
+    """Which OpenRLHF runs, one of RELEASES; None for the installed one."""
+    return getattr(request, "param", None)
+
+
+@pytest.fixture(scope="session")
+def server(extensions, release) -> Iterator[ProcessServer]:
     """What starts, and ends, every process of these tests."""
-    server = ProcessServer({**ENVIRONMENT, "TORCH_EXTENSIONS_DIR": str(extensions)})
+    environment = {**ENVIRONMENT, "TORCH_EXTENSIONS_DIR": str(extensions)}
+    if release:
+        inherited = filter(None, [environment.get("PYTHONPATH")])
+        environment["PYTHONPATH"] = os.pathsep.join([str(RELEASES / release), *inherited])
+    server = ProcessServer(environment)
     yield server
     server.close()
 

@@ -2,13 +2,25 @@
 
 import json
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from sparsepo_plugin.hosts.openrlhf.patched import TESTED
+
 VOCABULARY, WIDTH = 512, 256  # vocabulary × width is above the 1e5 elements that ZeRO-3 keeps gathered anyway
+
+# The released packages of OpenRLHF by version, as `make env` unpacks them.
+RELEASES = Path(sys.prefix, "openrlhf")
+
+# Runs of the test are those of the oldest release, and of the installed one, which is the newest.
+ON_OLDEST_AND_NEWEST = pytest.mark.parametrize(
+    "release", [TESTED[0], None], ids=[TESTED[0], "installed"], indirect=True, scope="session"
+)
 
 # What turns the section of the `config` fixture into m_u = m_d = 1, and into DPO: m_u = 1, m_d = 0.
 ONES = {**dict.fromkeys(("shared", "l1_reward", "l1_kl", "mask_lr")), "mask": "uniform"}

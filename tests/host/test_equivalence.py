@@ -7,7 +7,9 @@ which comes from the order of fp32 additions alone.
 """
 
 import pytest
-from host_runs import DPO, difference
+from host_runs import DPO, ON_OLDEST_AND_NEWEST, difference
+
+pytestmark = ON_OLDEST_AND_NEWEST
 
 LOSS, WEIGHTS = 1e-5, 1e-5
 

@@ -6,18 +6,19 @@ import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distribution
 from importlib.util import cache_from_source
 from pathlib import Path
 from py_compile import PycInvalidationMode
 from py_compile import compile as compile_bytecode
-from types import SimpleNamespace
 
 import pytest
+from host_runs import RELEASES
 from linux import die_with_parent
 
 from sparsepo_plugin.errors import SparsePOError
 from sparsepo_plugin.hosts.openrlhf import overlay, patched
+from sparsepo_plugin.hosts.openrlhf.patched import TESTED, patched_package
 
 INSTALLED = Path(distribution("openrlhf").locate_file("openrlhf"))
 BUILD = "from sparsepo_plugin.hosts.openrlhf.overlay import ensure_overlay; print(ensure_overlay())"
@@ -45,6 +46,19 @@ def start(cache):
             return process
 
         yield start
+
+
+@pytest.fixture
+def newer(tmp_path, cache, monkeypatch):
+    """The newest tested release under a version that is not out, in front of the installed one; its folder."""
+    site = tmp_path / "site"
+    shutil.copytree(RELEASES / TESTED[-1] / "openrlhf", site / "openrlhf")
+    (site / "openrlhf-0.99.0.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: openrlhf\nVersion: 0.99.0\n"
+    (site / "openrlhf-0.99.0.dist-info" / "METADATA").write_text(metadata)
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+    return site / "openrlhf"
 
 
 def folders(cache):
@@ -76,38 +90,87 @@ def test_overlay_is_built_once_and_again_when_the_installed_package_or_a_patch_c
     copy = tmp_path / "openrlhf"
     shutil.copytree(INSTALLED, copy)
     (copy / "cli" / "serve_rm.py").write_text("")
-    monkeypatch.setattr(patched, "_installed_package", lambda: copy)
+    monkeypatch.setattr(patched, "_installed_package", lambda: ("0.11.2", copy))
     second = overlay.ensure_overlay()
     patches = patched._patches()
     monkeypatch.setattr(patched, "_patches", lambda: patches[:1])
     assert len({first, second, overlay.ensure_overlay()}) == 3
 
 
-def test_other_version_names_both(cache, monkeypatch):
-    monkeypatch.setattr(patched, "distribution", lambda name: SimpleNamespace(version="0.9.3"))
-    with pytest.raises(SparsePOError, match=r"0\.9\.3 is installed, 0\.11\.2 is needed"):
-        overlay.ensure_overlay()
-    assert folders(cache) == []
+@pytest.mark.parametrize("version", TESTED)
+def test_the_release_that_is_on_the_path_is_patched(start, cache, monkeypatch, version):
+    monkeypatch.setenv("PYTHONPATH", str(RELEASES / version), prepend=os.pathsep)
+    out, err = start(BUILD).communicate(timeout=300)
+    assert Path(out.strip()).name.startswith(f"openrlhf-{version}-") and err == ""
 
 
-def test_missing_openrlhf_says_how_to_install_it(cache, monkeypatch):
-    def missing(name):
-        raise PackageNotFoundError(name)
+def test_a_newer_release_that_the_patches_fit_is_used_with_one_warning(start, cache, newer):
+    """One for the process that is started, for those that it starts, and for all ranks."""
+    code = """
+import os, subprocess, sys
+from sparsepo_plugin.hosts.openrlhf.overlay import activate
+os.environ.update(RANK=sys.argv[1], WORLD_SIZE="2")
+print(activate() == activate())
+if len(sys.argv) == 2:
+    subprocess.run([sys.executable, __file__, sys.argv[1], "child"])
+"""
+    script = newer.parent / "start.py"
+    script.write_text(code)
+    for rank, warnings in (("0", 1), ("1", 0)):
+        out, err = start([str(script), rank]).communicate(timeout=300)
+        assert out.split() == ["True", "True"]
+        assert err.splitlines() == warnings * [
+            "sparsepo: warning: OpenRLHF 0.99.0 is not tested; tested are 0.10.4, 0.11.0, 0.11.1, 0.11.2"
+        ]
+    assert [name.rpartition("-")[0] for name in folders(cache)] == ["openrlhf-0.99.0"]
 
-    monkeypatch.setattr(patched, "distribution", missing)
-    with pytest.raises(SparsePOError, match=r"pip install --no-deps openrlhf==0\.11\.2"):
-        overlay.ensure_overlay()
+
+def test_what_has_moved_in_a_newer_release_is_found(newer):
+    pristine = {f"openrlhf/{path.relative_to(newer).as_posix()}": path for path in newer.rglob("*.py")}
+    before = patched_package().files
+    changed = [name for name, path in pristine.items() if before[name] != path.read_bytes()]
+    assert len(changed) > 10
+    lines = b"# Here are\n# three\n# more lines.\n"
+    for name in changed:
+        pristine[name].write_bytes(lines + pristine[name].read_bytes())
+    assert patched_package().files == {**before, **{name: lines + before[name] for name in changed}}
 
 
-def test_hunk_that_does_not_apply_is_named_and_nothing_stays_in_the_cache(cache, tmp_path, monkeypatch):
-    copy = tmp_path / "openrlhf"
-    shutil.copytree(INSTALLED, copy)
-    trainer = copy / "trainer" / "dpo_trainer.py"
+def test_a_newer_release_that_a_patch_does_not_fit_is_named_and_nothing_stays_in_the_cache(newer, cache):
+    trainer = newer / "trainer" / "dpo_trainer.py"
     trainer.write_text(trainer.read_text().replace("self.ref_model.eval()", "self.ref_model.eval()  # edited"))
-    monkeypatch.setattr(patched, "_installed_package", lambda: copy)
-    with pytest.raises(SparsePOError, match=r"0007-\S+\.patch .*openrlhf/trainer/dpo_trainer\.py .*0\.11\.2"):
+    with pytest.raises(SparsePOError) as error:
         overlay.ensure_overlay()
+    assert str(error.value).startswith(
+        "0007-loss-registry.patch does not apply to openrlhf/trainer/dpo_trainer.py of the installed OpenRLHF 0.99.0; "
+        "tested are 0.10.4, 0.11.0, 0.11.1, 0.11.2: pip uninstall openrlhf && pip install --no-deps "
+    )
     assert folders(cache) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "after"),
+    [
+        ("a b c d e f", "a B c d E f"),  # each at its own line
+        ("- - a b c d e f", "- - a B c d E f"),
+        ("a b c - d e f", "a B c - d E f"),  # the second alone has moved
+        ("b c d e f", None),
+        ("a b c e f", None),
+        ("d e f a b c", None),  # not in this order
+        ("a b c d e f a b c", "a B c d E f a b c"),  # at its own line, whatever else there is
+        ("- a b c a b c d e f", None),  # moved, and there are two
+    ],
+)
+def test_hunks_have_one_place_or_none(tmp_path, text, after):
+    def lines(words):
+        return "".join(f"{word}\n" for word in words.split()).encode()
+
+    patch = tmp_path / "0001-two-hunks.patch"
+    head = "--- openrlhf/file.py\n+++ openrlhf/file.py\n"
+    patch.write_text(f"{head}@@ -1,3 +1,3 @@\n a\n-b\n+B\n c\n@@ -4,3 +4,3 @@\n d\n-e\n+E\n f\n")
+    files = {"openrlhf/file.py": lines(text)}
+    assert patched._apply(patch, files) == (None if after else "openrlhf/file.py")
+    assert files == {"openrlhf/file.py": lines(after or text)}
 
 
 def test_activate_puts_the_overlay_first_here_and_in_children(cache, start):

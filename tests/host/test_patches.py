@@ -1,31 +1,40 @@
-"""The patches apply to the released OpenRLHF, and what 0004 says about attention under packing holds."""
+"""The patches apply to every tested release of OpenRLHF, and what 0004 says about attention under packing holds."""
 
 import shutil
-from importlib.metadata import distribution
+import subprocess
 from pathlib import Path
 
-import patch_ng
 import pytest
 import torch
+from host_runs import RELEASES
 
-from sparsepo_plugin.hosts.openrlhf.overlay import OPENRLHF_VERSION, activate
+from sparsepo_plugin.hosts.openrlhf.overlay import activate
+from sparsepo_plugin.hosts.openrlhf.patched import TESTED, patched_package
 
-PATCHES = sorted((Path(__file__).parents[2] / "patches" / "openrlhf" / OPENRLHF_VERSION).glob("*.patch"))
+PATCHES = sorted((Path(__file__).parents[2] / "patches" / "openrlhf").glob("*.patch"))
 
 activate()
 
 
-def test_patches_apply_in_order_without_fuzz_and_leave_python_that_compiles(tmp_path):
-    shutil.copytree(distribution("openrlhf").locate_file("openrlhf"), tmp_path / "openrlhf")
+@pytest.mark.skipif(shutil.which("patch") is None, reason="needs GNU patch to compare with")
+@pytest.mark.parametrize("version", TESTED)
+def test_patches_apply_in_order_as_gnu_patch_applies_them_and_leave_python_that_compiles(
+    version, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(RELEASES / version)
+    package = patched_package()
+    assert package.version == version
+    pristine = RELEASES / version / "openrlhf"
+    shutil.copytree(pristine, tmp_path / "openrlhf", ignore=shutil.ignore_patterns("__pycache__"))
     assert PATCHES
     for number, patch in enumerate(PATCHES, start=1):
         assert patch.name.startswith(f"{number:04}-")
-        changes = patch_ng.fromfile(str(patch))
-        assert changes.warnings == 0
-        assert changes.apply(root=str(tmp_path), fuzz=False), patch.name
+        command = ["patch", "--strip=1", "--fuzz=0", "--no-backup-if-mismatch", f"--input={patch}"]
+        subprocess.run(command, cwd=tmp_path, check=True)
         for file in tmp_path.rglob("*.py"):
             compile(file.read_text(), str(file), "exec")
-    assert not list(tmp_path.rglob("*.orig"))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert package.files == {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)

@@ -3,9 +3,11 @@
 import json
 
 import torch
-from host_runs import ONES
+from host_runs import ON_OLDEST_AND_NEWEST, ONES
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
+
+pytestmark = ON_OLDEST_AND_NEWEST
 
 BETA, STEPS, BATCH = 0.5, 10, 8
 

@@ -21,6 +21,7 @@ import pytest
 
 from sparsepo_plugin.errors import SparsePOError
 from sparsepo_plugin.hosts.openrlhf import overlay
+from sparsepo_plugin.hosts.openrlhf.patched import PatchedPackage
 
 FILES = {
     "openrlhf/__init__.py": b"",
@@ -36,7 +37,7 @@ EVIL = b"raise SystemExit('planted')\n"
 def base(tmp_path, monkeypatch):
     """What XDG_CACHE_HOME names."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(overlay, "patched_package", lambda: dict(FILES))
+    monkeypatch.setattr(overlay, "patched_package", lambda: PatchedPackage("0.11.2", dict(FILES)))
     return tmp_path / "cache"
 
 

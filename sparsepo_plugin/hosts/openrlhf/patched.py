@@ -13,6 +13,15 @@ from ...errors import SparsePOError
 
 TESTED = ("0.10.4", "0.11.0", "0.11.1", "0.11.2")
 
+_TESTED = f"tested are {', '.join(TESTED)}"
+
+# From the wheel for one Python on one platform, which holds nothing but Python: others have none.
+_INSTALL = (
+    "pip install --no-deps --python-version 3.12 --platform manylinux1_x86_64 "
+    f"--target {sysconfig.get_path('purelib')} openrlhf=={TESTED[-1]}"
+)
+_CHANGE = f"{_TESTED}: pip uninstall openrlhf && {_INSTALL}"
+
 
 @dataclass(frozen=True)
 class PatchedPackage:
@@ -39,31 +48,24 @@ def patched_package() -> PatchedPackage:
     for patch in _patches():
         if misfit := _apply(patch, files):
             raise SparsePOError(
-                f"{patch.name} does not apply to {misfit} of the installed OpenRLHF {version}; {_tested()}"
+                f"{patch.name} does not apply to {misfit} of the installed OpenRLHF {version}; {_CHANGE}"
             )
     return PatchedPackage(version, files)
 
 
 def untested(version: str) -> str | None:
     """What to say of a release that the patches apply to and that nobody has tested; None for one of `TESTED`."""
-    return None if version in TESTED else f"OpenRLHF {version} is not tested; {_tested()}"
+    return None if version in TESTED else f"OpenRLHF {version} is not tested; {_TESTED}"
 
 
 def _installed_package() -> tuple[str, Path]:
     try:
         found = distribution("openrlhf")
     except PackageNotFoundError:
-        raise SparsePOError(f"OpenRLHF is not installed; {_tested()}") from None
+        raise SparsePOError(f"OpenRLHF is not installed; {_TESTED}: {_INSTALL}") from None
     if Version(found.version) < Version(TESTED[0]):
-        raise SparsePOError(f"OpenRLHF {found.version} is installed, which is too old; {_tested()}")
+        raise SparsePOError(f"OpenRLHF {found.version} is installed, which is too old; {_CHANGE}")
     return found.version, Path(found.locate_file("openrlhf"))
-
-
-def _tested() -> str:
-    """Which releases are tested, and the command that installs the newest of them on any platform and Python."""
-    wheel = "--no-deps --python-version 3.12 --platform manylinux1_x86_64"
-    install = f"pip install {wheel} --upgrade --target {sysconfig.get_path('purelib')} openrlhf=={TESTED[-1]}"
-    return f"tested are {', '.join(TESTED)}: {install}"
 
 
 def _patches() -> list[Path]:
