@@ -81,7 +81,7 @@ def host_of(keys: set[str]) -> str:
         found = " and ".join(f"{HOSTS[name].name} ({', '.join(marks[name])})" for name in marks)
         raise SparsePOError(f"keys of {found} in one file: leave those of one host")
     known = "; ".join(f"{host.name}'s has {', '.join(sorted(host.marks))}" for host in HOSTS.values())
-    raise SparsePOError(f"its keys are no host's: {known}")
+    raise SparsePOError(f"whose YAML it is cannot be told by the keys at its top: {known}")
 
 
 def load_host(file: Path) -> ModuleType:

@@ -9,7 +9,7 @@ import yaml
 from host_runs import merge
 from typer.testing import CliRunner
 
-from sparsepo_plugin.cli import app
+from sparsepo_plugin import cli, start
 
 
 @pytest.fixture
@@ -35,13 +35,15 @@ def refused(config, tmp_path, monkeypatch) -> Callable[..., str]:
             command: Of `sparsepo`.
         """
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(cli, "run", run_here)
+        monkeypatch.setattr(os, "environ", os.environ.copy())  # a run sets some
         content = yaml.safe_dump(merge(config(), over or {})) if text is None else text
         for name, given in {"run.yaml": content, **(files or {})}.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(given if isinstance(given, bytes) else given.encode())
         before = _everything(tmp_path)
-        result = CliRunner().invoke(app, [command, "run.yaml", *flags])
+        result = CliRunner().invoke(cli.app, [command, "run.yaml", *flags])
         assert isinstance(result.exception, SystemExit), repr(result.exception)
         lines = result.stderr.splitlines()
         told = [line for line in lines if line.startswith("sparsepo: error: ")]
@@ -53,6 +55,14 @@ def refused(config, tmp_path, monkeypatch) -> Callable[..., str]:
         return told[0]
 
     return refused
+
+
+def run_here(command: list[str]) -> int:
+    """In place of `launch.run`, what would be started, in this process."""
+    assert command[1:3] == ["-m", "sparsepo_plugin.start"]
+    program, num_processes, *argv = command[3:]
+    start.main(program, int(num_processes), argv)
+    return 0
 
 
 def _everything(folder: Path) -> dict[str, int]:
