@@ -7,6 +7,8 @@ and what takes seconds to import is imported once.
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from . import train
 from .launch import telling_its_starter
@@ -24,9 +26,10 @@ def main(program: str, num_processes: int, argv: list[str]) -> None:
     """
     processes = num_processes or _gpus() or 1
     if processes == 1:
-        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
-        os.environ.update({name: str(value) for name, value in alone.items()})
-        train.main(argv, program)
+        with _reserved_port() as port:
+            alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ.update({name: str(value) for name, value in alone.items()})
+            train.main(argv, program)
         return
     with telling_its_starter():
         host, args = train.read_run(argv, program, processes)
@@ -39,8 +42,8 @@ def _launch(module: str, processes: int, argv: list[str]) -> None:
     from deepspeed.launcher import runner
 
     # Its own port is always the same, and a second run on this machine would not get it.
-    place = ["--num_gpus", str(processes), "--master_port", str(_free_port())]
-    runner.main([*place, "--module", module, *argv])
+    with _reserved_port() as port:
+        runner.main(["--num_gpus", str(processes), "--master_port", str(port), "--module", module, *argv])
 
 
 def _gpus() -> int:
@@ -49,10 +52,13 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@contextmanager
+def _reserved_port() -> Iterator[int]:
+    """A port for the first rank to listen on: it is bound here meanwhile, so that no other program is given it."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import importlib
 from types import SimpleNamespace
 from typing import Any
 
+from ..gathers import gather_one_by_one
 from .flags import check_flags
 from .overlay import activate
 
@@ -32,4 +33,5 @@ def load_program(program: str = "train_dpo") -> Any:
         SparsePOError: OpenRLHF is missing, has another version, or the patches do not apply.
     """
     activate()
+    gather_one_by_one()
     return importlib.import_module(f"openrlhf.cli.{program}")
