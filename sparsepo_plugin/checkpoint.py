@@ -109,17 +109,30 @@ def load_masks(folder: str | Path, allow_code: bool = False) -> tuple[Masks | No
     import_plugins(described.loss_plugins)
     masks = build_masks(described.loss, described.hidden_size, described.num_layers, seed=0)
     if masks is not None:
-        path = _existing(folder / WEIGHTS)
-        with loading("the masks", path):
-            state = load_file(path)
-        _load_state(masks, state, path)
+        _load_state(masks, folder, assign=True)  # in the dtype that they were trained in
         masks.eval()
     return masks, described
 
 
-def _load_state(masks: Masks, state: dict[str, Tensor], path: Path) -> None:
+def restore_masks(masks: Masks, folder: str | Path) -> None:
+    """Give masks that an optimizer holds the values that a checkpoint has.
+
+    Args:
+        masks: Of the run.
+        folder: The checkpoint.
+
+    Raises:
+        SparsePOError: the file is missing, cannot be read, or does not fit.
+    """
+    _load_state(masks, Path(folder), assign=False)
+
+
+def _load_state(masks: Masks, folder: Path, assign: bool) -> None:
+    path = _existing(folder / WEIGHTS)
+    with loading("the masks", path):
+        state = load_file(path)
     try:
-        masks.load_state_dict(state, assign=True)  # in the dtype that they were trained in
+        masks.load_state_dict(state, assign=assign)
     except RuntimeError as error:
         raise SparsePOError(
             f"{path} does not fit the masks of {DESCRIPTION}: {' '.join(str(error).split())}"

@@ -15,6 +15,8 @@ from .masks import Masks, build_masks, refuse_idle_keys
 from .reference import FeatureRequest, ReferenceFeatures, Runner, collect_features
 from .tokens import ResponseTokens
 
+REFERENCE_ADAPTER = "ref"  # a frozen copy of the policy's adapter, where that had been trained before this run
+
 
 class PolicyOutput(TypedDict):
     """What a `MaskedPolicy` answers for N response tokens; a dict, in which DeepSpeed finds the tensors of an output.
@@ -35,7 +37,8 @@ class MaskedPolicy(nn.Module):
 
     Args:
         policy: A Hugging Face causal language model, or a PEFT model around one.
-        reference: The frozen reference model; None when it is the policy with its adapter off, or is not read.
+        reference: The frozen reference model; None when it is the policy with its adapter off (or with the one called
+            `ref`), or is not read.
         config: The loss.
         seed: The host's, for masks that draw and for their start.
         masks: Trained masks; by default new ones are made from the config.
@@ -119,12 +122,16 @@ class MaskedPolicy(nn.Module):
             return statistics.new_zeros(len(statistics), len(tokens)).index_copy(1, kept, statistics)
 
         with replaced_forward(head, serve):
-            output = self.policy(*args, **inputs)
+            output = self.run_policy(*args, **inputs)
         return PolicyOutput(statistics=output.logits, masks=masks, aux_loss=getattr(output, "aux_loss", None))
 
+    def run_policy(self, *args: Any, **inputs: Any) -> Any:
+        """The policy's forward; a host whose engine is the policy itself runs it without entering the engine again."""
+        return self.policy(*args, **inputs)
+
     def _shared_features(self, args: tuple, inputs: dict[str, Any], tokens: ResponseTokens) -> ReferenceFeatures:
-        own = Runner(self.policy, lambda: self.policy(*args, **inputs))
-        with self.policy.disable_adapter(), _evaluating(self.policy):
+        own = Runner(self.policy, lambda: self.run_policy(*args, **inputs))
+        with _as_reference(self.policy), _evaluating(self.policy):
             return collect_features(own, tokens, self.request, self.loss_config.offload_features)
 
     def _statistics(self, head: nn.Linear, rows: Tensor, reference_rows: Tensor | None, labels: Tensor) -> Tensor:
@@ -173,6 +180,21 @@ def _check_vocabularies(policy: nn.Module, reference: nn.Module) -> None:
             f"the reference's vocabulary has {other} entries, the policy's {own}: they must be the same",
             about="reference",
         )
+
+
+@contextmanager
+def _as_reference(policy: nn.Module) -> Iterator[None]:
+    """The policy's adapter off, or in its place the frozen copy of an earlier one that is called `ref`."""
+    if REFERENCE_ADAPTER not in getattr(policy, "peft_config", {}):
+        with policy.disable_adapter():
+            yield
+        return
+    active = policy.active_adapter
+    policy.set_adapter(REFERENCE_ADAPTER)
+    try:
+        yield
+    finally:
+        policy.set_adapter(active)
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from .checkpoint import RunDescription, load_masks
 from .decoder import load_decoder, loading
 from .errors import SparsePOError
 from .masks import Masks
-from .policy import MaskedPolicy
+from .policy import REFERENCE_ADAPTER, MaskedPolicy
 from .reference import Runner
 from .step import PreferenceStep, StepOutput
-from .texts import Text, encode
+from .texts import Text
 from .tokens import ResponseTokens
 
 
@@ -139,7 +139,7 @@ class Run:
     def _batch(self, prompt: Text, responses: list[Text]) -> tuple[dict[str, Tensor], ResponseTokens]:
         """A padded batch on the policy's device."""
         joining, device = self.description.joining, self.policy.device
-        sequences = [encode(self.tokenizer, *joining.texts(self.tokenizer, prompt, text)) for text in responses]
+        sequences = joining.encode(self.tokenizer, prompt, responses)
         ids = [torch.tensor(ids, device=device) for ids, _ in sequences]
         input_ids = pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.eos_token_id)
         attention_mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
@@ -177,7 +177,10 @@ def load_run(
         from peft import PeftModel
 
         with loading("the adapter", folder):
-            policy = PeftModel.from_pretrained(policy, str(folder)).to(device)
+            policy = PeftModel.from_pretrained(policy, str(folder))
+            if (Path(folder) / REFERENCE_ADAPTER).is_dir():
+                policy.load_adapter(str(Path(folder) / REFERENCE_ADAPTER), REFERENCE_ADAPTER)
+            policy = policy.to(device)
     if reference is None and not described.shared_reference:
         reference = described.reference
     if isinstance(reference, str):

@@ -35,6 +35,7 @@ class StepOutput:
         aux_loss: Balancing loss of a mixture of experts, with gradient, or None.
         metrics: Numbers to log.
         statistics: Statistics of the tokens, detached; 0 for tokens that were left out.
+        full_statistics: Whether none was.
         masks: The weights of the tokens, detached, or None for a loss without any.
         advantage: What each token adds to its response's reward, before the scale β; detached, or None if the
             objective does not say. [N].
@@ -47,6 +48,7 @@ class StepOutput:
     aux_loss: Tensor | None
     metrics: dict[str, float]
     statistics: TokenStatistics
+    full_statistics: bool
     masks: MaskPair | None
     advantage: Tensor | None
 
@@ -123,6 +125,7 @@ class PreferenceStep:
             aux_loss=output["aux_loss"],
             metrics=metrics,
             statistics=TokenStatistics(*output["statistics"].detach()),
+            full_statistics=full,
             masks=None if masks is None else MaskPair(*output["masks"].detach()),
             advantage=result.advantage,
         )

@@ -1,6 +1,7 @@
 """How a prompt and a response become one sequence of tokens: in training, in checks, and when a run is asked."""
 
-from typing import Any
+from itertools import takewhile
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -16,6 +17,32 @@ class Joining(BaseModel):
 
     input_template: str | None = Field(None, description="a format string around each prompt, with {} for it")
     chat_template: bool = Field(False, description="messages go through the tokenizer's chat template instead")
+    end: Literal["spaced", "appended"] = Field(
+        "spaced",
+        description="where the end-of-sequence token stands: after a space; or right after a response, unless a chat "
+        "template ends it, in a text that begins with the tokenizer's special tokens",
+    )
+
+    def encode(self, tokenizer: Any, prompt: Text, responses: list[Text]) -> list[tuple[list[int], int]]:
+        """Token ids of the sequence of each response, not truncated, and how many of them are the prompt's.
+
+        Args:
+            tokenizer: The run's, with its chat template.
+            prompt: As for `texts`.
+            responses: The same; those of a pair together, because their prompt ends at the same token.
+        """
+        pairs = [self.texts(tokenizer, prompt, response) for response in responses]
+        if self.end == "spaced":
+            return [encode(tokenizer, *pair) for pair in pairs]
+
+        def ids(text: str) -> list[int]:
+            return tokenizer(text, add_special_tokens=not self.chat_template)["input_ids"]
+
+        end = "" if self.chat_template else tokenizer.eos_token
+        sequences = [ids(start + (rest if rest.endswith(end) else rest + end)) for start, rest in pairs]
+        alike = takewhile(lambda column: len(set(column)) == 1, zip(ids(pairs[0][0]), *sequences, strict=False))
+        prompt_len = len(list(alike))
+        return [(sequence, prompt_len) for sequence in sequences]
 
     def texts(self, tokenizer: Any, prompt: Text, response: Text) -> tuple[str, str]:
         """Prompt and response as `encode` takes them.
@@ -33,13 +60,12 @@ class Joining(BaseModel):
 
 
 def encode(tokenizer: Any, prompt: str, response: str) -> tuple[list[int], int]:
-    """Token ids of a sequence, not truncated, and how many of them are the prompt's."""
+    """Token ids of a sequence with a spaced end, not truncated, and how many of them are the prompt's."""
     ids = tokenizer(joined(tokenizer, prompt, response), add_special_tokens=False)["input_ids"]
     ids[-1] = tokenizer.eos_token_id
     return ids, len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
 
-# The convention of OpenRLHF's data set; a host with another one will need a key in `Joining`.
 def joined(tokenizer: Any, prompt: str, response: str) -> str:
     """The text of a sequence: line feeds at its end dropped, its end-of-sequence token after a space unless there."""
     text = (prompt + response).rstrip("\n")

@@ -47,13 +47,16 @@ class ResponseTokens:
     context: Tensor | None = None
 
     @classmethod
-    def from_mask(cls, input_ids: Tensor, response_mask: Tensor) -> "ResponseTokens":
+    def from_mask(
+        cls, input_ids: Tensor, response_mask: Tensor, attention_mask: Tensor | None = None
+    ) -> "ResponseTokens":
         """Index a batch whose response tokens are marked; `rows` count into the hidden states flattened to [S·T, d].
 
         Args:
             input_ids: int64 [S, T], padded anywhere.
-            response_mask: [S, T], 1 on response tokens. A row's first token is none: nothing predicts it. Of other
-                tokens it is not known which are padding, so `context` is of response tokens alone.
+            response_mask: [S, T], 1 on response tokens. A row's first token is none: nothing predicts it.
+            attention_mask: [S, T], 1 on real tokens. Without it nobody knows which of the other tokens are padding,
+                and `context` is of response tokens alone.
 
         Raises:
             SparsePOError: S is odd or the shapes disagree.
@@ -61,7 +64,11 @@ class ResponseTokens:
         _check_shapes(input_ids, response_mask, "response_mask")
         response = response_mask.bool().clone()
         response[:, :1] = False
-        return cls._from_marked(input_ids, response, response)
+        if attention_mask is None:
+            return cls._from_marked(input_ids, response, response)
+        _check_shapes(input_ids, attention_mask, "attention_mask")
+        real = attention_mask.bool()
+        return cls._from_marked(input_ids, response & (real.cumsum(-1) > 1), real)
 
     @classmethod
     def from_padded(cls, input_ids: Tensor, attention_mask: Tensor, prompt_lens: Tensor) -> "ResponseTokens":

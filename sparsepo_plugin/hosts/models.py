@@ -18,12 +18,13 @@ _WANTED = "(a decoder, such as Llama or GPT-2, is needed)"
 _NO_DECODERS = ("Classification", "QuestionAnswering", "MaskedLM", "RewardModel")
 
 
-def read_models(names: dict[str, str], trust_remote_code: bool) -> dict[str, nn.Module]:
+def read_models(names: dict[str, str], trust_remote_code: bool, quantised: bool = False) -> dict[str, nn.Module]:
     """The models of a run without memory for their weights, whose files are looked at.
 
     Args:
         names: Folder or hub name by the key of the host's YAML.
         trust_remote_code: Whether models may bring code of their own.
+        quantised: Whether they may be, because an adapter alone is trained.
 
     Returns:
         Hugging Face causal language models on the meta device, by key.
@@ -31,7 +32,7 @@ def read_models(names: dict[str, str], trust_remote_code: bool) -> dict[str, nn.
     Raises:
         SparsePOError: a model is missing, broken, an adapter, quantised, or no text decoder; the line names the key.
     """
-    return {key: _read_model(key, name, trust_remote_code) for key, name in names.items()}
+    return {key: _read_model(key, name, trust_remote_code, quantised) for key, name in names.items()}
 
 
 def join(policy: nn.Module, reference: nn.Module | None, config: LossConfig, seed: int) -> MaskedPolicy:
@@ -107,7 +108,7 @@ def empty_model(config: Any, trust_remote_code: bool, **settings: Any) -> nn.Mod
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **settings)
 
 
-def _read_model(key: str, name: str, trust_remote_code: bool) -> nn.Module:
+def _read_model(key: str, name: str, trust_remote_code: bool, quantised: bool) -> nn.Module:
     from transformers import AutoConfig
 
     if os.path.isfile(os.path.join(name, "adapter_config.json")):
@@ -115,7 +116,7 @@ def _read_model(key: str, name: str, trust_remote_code: bool) -> nn.Module:
     # Whatever is wrong with the files, and with the code that they may bring, comes out of these two calls.
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        _refuse_kind(key, config)
+        refuse_kind(key, config, quantised)
         model = empty_model(config, trust_remote_code)
     except SparsePOError:
         raise
@@ -127,13 +128,22 @@ def _read_model(key: str, name: str, trust_remote_code: bool) -> nn.Module:
         raise SparsePOError(f"{key}: {name} cannot be loaded: {first_line(error)}") from error
     if _is_bidirectional(model):
         raise SparsePOError(f"{key}: {config.model_type} is bidirectional, its tokens see those after them {_WANTED}")
-    if os.path.isdir(name):
+    if os.path.isdir(name) and getattr(config, "quantization_config", None) is None:
         check_weights(key, Path(name), model)
     return model
 
 
-def _refuse_kind(key: str, config: Any) -> None:
-    """Refuse by its config what transformers would load as a causal language model, or fail to load, in vain."""
+def refuse_kind(key: str, config: Any, quantised: bool = False) -> None:
+    """Refuse by its config what transformers would load as a causal language model, or fail to load, in vain.
+
+    Args:
+        key: What names the model.
+        config: Its Hugging Face config.
+        quantised: Whether it may be.
+
+    Raises:
+        SparsePOError: names the key.
+    """
     kind, made_for = config.model_type, " ".join(getattr(config, "architectures", None) or ())
     reasons = {
         f"is a vision model {_WANTED}": hasattr(config, "vision_config"),
@@ -143,7 +153,7 @@ def _refuse_kind(key: str, config: Any) -> None:
             word in made_for for word in _NO_DECODERS
         ),
         "is quantised: its weights cannot be trained, give the model that it was made from": (
-            getattr(config, "quantization_config", None) is not None
+            not quantised and getattr(config, "quantization_config", None) is not None
         ),
     }
     for reason, applies in reasons.items():

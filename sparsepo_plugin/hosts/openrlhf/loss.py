@@ -21,10 +21,10 @@ from ...reference import Runner
 from ...registry import OBJECTIVES, import_plugins
 from ...step import PreferenceStep
 from ...texts import Joining, encode
+from ..engine import EngineGuard, prepare_zero_3
 from .checks import check_run, refuse_flags, shares_reference
 from .flags import LEAST_COEF
-from .guard import Guard
-from .keys import naming_flags
+from .keys import named, naming_flags
 from .layout import layout
 from .pairs import first_pair
 from .policy import HostedPolicy
@@ -154,11 +154,10 @@ class TokenLoss(PreferenceLoss):
             policy = HostedPolicy(model.model, reference, self.config, args.train.seed)
         policy.description = self._describe((reference or model.model).config)
         if args.ds.zero_stage == 3:
-            _cast_masks(policy, getattr(torch, policy.description.dtype))
-            _gather_reference_head(policy)
+            prepare_zero_3(policy, getattr(torch, policy.description.dtype))
         model.model = policy
         self.reference = reference
-        self.guard = Guard(policy)
+        self.guard = EngineGuard(policy, named)
         reads_nll = args.model.nll_loss_coef > LEAST_COEF
         self.preference_step = PreferenceStep(policy, args.logger.logging_steps, reads_nll, self.guard.note)
         self.oracle = None
@@ -227,7 +226,7 @@ class TokenLoss(PreferenceLoss):
         Raises:
             SparsePOError: names the first one.
         """
-        self.guard.check_weights(model.model)
+        self.guard.check_weights(model.model.global_steps)
 
     def start(self, step: int) -> None:
         """Open the run's record.
@@ -288,17 +287,3 @@ def _load_oracle(name: str, args: SimpleNamespace, strategy: Any) -> tuple[Any, 
     actor = load_reference(SimpleNamespace(**{**vars(args), "ref": ref}), strategy)
     model = actor.model
     return model, strategy.prepare(actor).eval()
-
-
-def _cast_masks(policy: HostedPolicy, dtype: torch.dtype) -> None:
-    """Give the masks the models' dtype: ZeRO-3 wants one for all and, unlike ZeRO-2, does not see to it itself."""
-    for parameter in policy.masks.parameters() if policy.masks else ():
-        parameter.data = parameter.data.to(dtype)
-
-
-def _gather_reference_head(policy: HostedPolicy) -> None:
-    """Have ZeRO-3 gather the reference's head together with the policy's, in forward and backward."""
-    from deepspeed.runtime.zero import register_external_parameter
-
-    for parameter in policy.reference_parameters():
-        register_external_parameter(policy.policy.get_output_embeddings(), parameter)
