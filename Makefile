@@ -36,9 +36,10 @@ $(STAMP): pyproject.toml setup.py $(CONSTRAINTS)
 	@echo "env 2/4  PyTorch, the largest download"
 	@$(PIP) $(PINNED) torch
 	@echo "env 3/4  DeepSpeed, transformers, the plugin and its tools"
+	@$(BIN)/python -m pip uninstall -qq --yes openrlhf # or pip misses its dependencies, and another release's metadata stays
 	@$(PIP) $(PINNED) --editable '.[$(EXTRAS)]'
 	@echo "env 4/4  OpenRLHF, and beside it every release that is patched in the tests"
-	@$(PIP) $(PINNED) $(OPENRLHF) --upgrade --target "$$($(PURELIB))" openrlhf
+	@$(PIP) $(PINNED) $(OPENRLHF) --target "$$($(PURELIB))" openrlhf
 	@for release in $$($(TESTED)); do \
 		$(PIP) $(OPENRLHF) --upgrade --target $(VENV)/openrlhf/$$release openrlhf==$$release || exit; \
 	done
