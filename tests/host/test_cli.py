@@ -61,7 +61,9 @@ PROGRAMS = {"train": "train_dpo", "check": "train_dpo", "sft": "train_sft"}
 
 @pytest.mark.parametrize("command", PROGRAMS)
 def test_help_shows_the_hosts_flags_by_section(command, here):
-    text = here(command, "--help").stdout
+    done = here(command, "--help")
+    assert done.exit_code == 0, repr(done.exception)
+    text = done.stdout
     assert "docs.axolotl.ai" in text
     shown, section = set(), None
     for line in text.splitlines():

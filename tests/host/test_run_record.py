@@ -45,7 +45,7 @@ def test_evaluations_stand_between_the_steps(evaluated, rows):
     assert whole == sorted(whole, key=lambda row: (row[0], row[1] == "eval"))
     found = rows(evaluated, "eval")
     assert [row["step"] for row in found] == [5, 10]
-    assert found[0].keys() == rows(evaluated)[0].keys() - {"lr", "grad_norm"}
+    assert found[0].keys() == rows(evaluated)[0].keys() - {"lr", "grad_norm", "dead_steps_reward", "dead_steps_kl"}
     for name, logged in {"loss": "eval_loss", "accuracy": "acc_mean", "token_kl_chosen": "token_kl_chosen"}.items():
         assert [row[name] for row in found] == pytest.approx(evaluated.scalars(f"eval/{logged}"), rel=1e-6), name
 

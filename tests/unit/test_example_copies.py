@@ -1,5 +1,6 @@
 """`sparsepo recipes` and `sparsepo copy`: the examples, from a checkout and from a wheel."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -72,8 +73,12 @@ def test_an_unknown_name_is_one_line(name, says, here, tmp_path):
 
 
 def test_a_wheel_has_them(tmp_path):
-    """Unpacked, it lists what the checkout lists."""
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", str(ROOT)]
+    """Unpacked, it lists what the checkout lists; built of a copy, as building leaves files behind."""
+    for folder in ("sparsepo_plugin", "patches", "examples"):
+        shutil.copytree(ROOT / folder, tmp_path / "source" / folder)
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, tmp_path / "source")
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "./source"]
     subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "unpacked")
