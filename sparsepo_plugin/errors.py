@@ -124,7 +124,7 @@ def one_line_errors(
 
 @contextmanager
 def telling_its_starter() -> Iterator[None]:
-    """In a process of a run: hand the reason of its end to the `sparsepo train` that started it, else print bad input's line.
+    """In a process of a run: hand the reason of its end to the command that started it, else print bad input's line.
 
     When a process has told its reason, or died, the others, which then miss it, end without a word.
     """

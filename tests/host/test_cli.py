@@ -76,7 +76,8 @@ def test_help_shows_the_hosts_flags_by_section(command, here):
 
 
 def flags_of(program):
-    return [action.dest for action in load_program(program).get_parser()._actions if action.dest != "help"]
+    actions = load_program(program).get_parser()._actions
+    return [action.option_strings[0].removeprefix("--") for action in actions if action.dest != "help"]
 
 
 def test_help_without_the_host(here, monkeypatch):
