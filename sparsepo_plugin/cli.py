@@ -40,7 +40,7 @@ class HostCommand(TyperCommand):
         super().format_help(ctx, formatter)
         typer.echo(f"Axolotl's keys: {HOSTS['axolotl'].docs}. OpenRLHF's flags, as keys of the YAML nested:\n")
         try:
-            typer.echo(openrlhf.flags("train_sft" if self.name == "sft" else "train_dpo"))
+            typer.echo(openrlhf.show_flags("train_sft" if self.name == "sft" else "train_dpo"))
         except SparsePOError as error:
             typer.echo(f"  {error}")
 

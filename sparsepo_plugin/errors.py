@@ -31,6 +31,9 @@ class SparsePOError(ValueError):
         self.about = about
 
 
+REASON = "SPARSEPO_REASON"  # names the file in which the first process of a run that fails leaves its line
+_LAUNCHER_LOOKS = 3  # seconds in which a launcher has seen that a process died, and has ended the others
+
 _REPR = reprlib.Repr()  # the length of what it writes is bounded, whatever the value
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
 _LONGEST = 900  # of a line: a terminal's worth
@@ -120,6 +123,28 @@ def one_line_errors(
 
 
 @contextmanager
+def telling_its_starter() -> Iterator[None]:
+    """In a process of a run: hand the reason of its end to the command that started it, else print bad input's line.
+
+    When a process has told its reason, or died, the others, which then miss it, end without a word.
+    """
+    path = os.environ.get(REASON)
+    if path is None:
+        with one_line_errors():
+            yield
+        return
+    try:
+        with one_line_errors(lambda line: _tell(path, line), all_tell=True):
+            yield
+    except Exception as error:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # else this may be the connection to a rank that died
+            time.sleep(_LAUNCHER_LOOKS)
+        if not _tell(path, f"sparsepo: error: {fault(error)} (rank {os.environ.get('RANK', '0')})"):
+            sys.exit(1)
+        raise
+
+
+@contextmanager
 def met_by_all() -> Iterator[None]:
     """Within the context every rank meets the same mistakes, so that the first alone tells them."""
     try:
@@ -127,6 +152,16 @@ def met_by_all() -> Iterator[None]:
     except ValueError as error:
         error.met_by_all = True
         raise
+
+
+def _tell(path: str, line: str) -> bool:
+    """Leave the line unless another process has left its own."""
+    try:
+        with open(path, "x") as file:
+            file.write(line)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _distributed() -> bool:

@@ -10,12 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .errors import fault, one_line_errors
+from .errors import REASON
 
-_REASON = "SPARSEPO_REASON"  # names the file in which the first process that fails leaves its line
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 10  # seconds between asking processes to end and ending them
-_LAUNCHER_LOOKS = 3  # seconds in which DeepSpeed's has seen that a process died, and has ended the others
 
 
 def run(command: list[str]) -> int:
@@ -25,7 +23,7 @@ def run(command: list[str]) -> int:
     printed is the reason of the first that failed.
 
     Args:
-        command: Its processes train inside `telling_its_starter`.
+        command: Its processes train inside `errors.telling_its_starter`.
 
     Returns:
         Exit code: 0, that of the run, or 128 + the number of the signal.
@@ -33,7 +31,7 @@ def run(command: list[str]) -> int:
     with TemporaryDirectory() as folder, _exit_by_signals():
         reason = Path(folder, "reason")
         # In a session of its own: Ctrl-C reaches this process alone, which ends the others in order.
-        started = subprocess.Popen(command, env={**os.environ, _REASON: str(reason)}, start_new_session=True)
+        started = subprocess.Popen(command, env={**os.environ, REASON: str(reason)}, start_new_session=True)
         try:
             code = started.wait()
         finally:
@@ -43,28 +41,6 @@ def run(command: list[str]) -> int:
             line = reason.read_text() if reason.exists() else _unexplained(code)
             print(f"\n{line}", file=sys.stderr)  # a progress bar may stand in the last line
     return 128 - code if code < 0 else code
-
-
-@contextmanager
-def telling_its_starter() -> Iterator[None]:
-    """In a process of a run: hand the reason of its end to whoever started it with `run`, else print bad input's line.
-
-    When a process has told its reason, or died, the others, which then miss it, end without a word.
-    """
-    path = os.environ.get(_REASON)
-    if path is None:
-        with one_line_errors():
-            yield
-        return
-    try:
-        with one_line_errors(lambda line: _tell(path, line), all_tell=True):
-            yield
-    except Exception as error:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # else this may be the connection to a rank that died
-            time.sleep(_LAUNCHER_LOOKS)
-        if not _tell(path, f"sparsepo: error: {fault(error)} (rank {os.environ.get('RANK', '0')})"):
-            sys.exit(1)
-        raise
 
 
 @contextmanager
@@ -96,16 +72,6 @@ def _end_group(leader: subprocess.Popen) -> None:
             os.killpg(leader.pid, 0)
             time.sleep(0.05)
         os.killpg(leader.pid, signal.SIGKILL)
-
-
-def _tell(path: str, line: str) -> bool:
-    """Leave the line unless another process has left its own."""
-    try:
-        with open(path, "x") as file:
-            file.write(line)
-    except FileExistsError:
-        return False
-    return True
 
 
 def _unexplained(code: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import SparsePOError
+from .errors import SparsePOError, shown
 from .hosts import HOSTS
 
 _ENDINGS = (".yaml", ".py")
@@ -54,7 +54,7 @@ def copy_recipe(name: str, folder: Path) -> list[Path]:
         part = [each for each in by_name if each.endswith(f"/{name}")]
         close = part or difflib.get_close_matches(name, by_name, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(close)}?" if close else "sparsepo recipes lists all"
-        raise SparsePOError(f"no example is called {name!r}; {hint}")
+        raise SparsePOError(f"no example is called {shown(name)}; {hint}")
     example = by_name[name]
     text = example.read_text(encoding="utf-8")
     read = [file for file in sorted(example.parent.iterdir()) if file.suffix in _BESIDE and file.name in text]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from . import train
-from .launch import telling_its_starter
+from .errors import telling_its_starter
 
 _MODULES = {"train_dpo": "sparsepo_plugin.train", "train_sft": "sparsepo_plugin.sft"}
 

@@ -2,8 +2,8 @@
 
 import sys
 
+from .errors import telling_its_starter
 from .hosts.openrlhf.program import read_run
-from .launch import telling_its_starter
 
 
 def main(argv: list[str] | None = None, program: str = "train_dpo") -> None:

@@ -52,7 +52,7 @@ HOSTS = {
         "Axolotl",
         "axolotl",
         frozenset({"base_model", "datasets", "plugins", "rl"}),
-        "docs.axolotl.ai/docs/installation.html says how",
+        "pip install axolotl==0.19.0",
         docs="https://docs.axolotl.ai/docs/config-reference.html",
     ),
     "trl": Host(

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from host_runs import merge, places
 from typer.testing import CliRunner
 
 from sparsepo_plugin.cli import app
+from sparsepo_plugin.hosts import HOSTS
+from sparsepo_plugin.hosts.openrlhf import patched
+from sparsepo_plugin.hosts.openrlhf.program import load_program
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 STARTS = {
@@ -39,6 +43,62 @@ def test_train_refuses_before_it_starts_anything(config, sparsepo, tmp_path):
     (line,) = [line for line in done.stderr.splitlines() if "error" in line.lower()]
     assert line.startswith("sparsepo: error: sparsepo.mask: unknown mask 'dense'")
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+@pytest.mark.parametrize(("processes", "times"), [(1, 1), (2, 4)])
+def test_torch_is_imported_by_who_needs_it(processes, times, config, sparsepo, tmp_path):
+    """By the run's one process; or by the one that looks at the run, DeepSpeed's launcher, and each rank."""
+    file = tmp_path / "run.yaml"
+    short = config(data={"max_samples": 8}, train={"micro_batch_size": 4})
+    file.write_text(yaml.safe_dump(merge(places(tmp_path), short)))
+    done = sparsepo("train", str(file), "--num-processes", str(processes), PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(re.findall(r"^import time:.*\| +torch$", done.stderr, re.MULTILINE)) == times
+
+
+PROGRAMS = {"train": "train_dpo", "check": "train_dpo", "sft": "train_sft"}
+
+
+@pytest.mark.parametrize("command", PROGRAMS)
+def test_help_shows_the_hosts_flags_by_section(command, here):
+    done = here(command, "--help")
+    assert done.exit_code == 0, repr(done.exception)
+    text = done.stdout
+    assert "docs.axolotl.ai" in text
+    shown, section = set(), None
+    for line in text.splitlines():
+        if heading := re.fullmatch(r"([a-z.]+):", line):
+            section = heading[1]
+        elif flag := re.match(r"  --([\w.]+)", line):
+            assert flag[1].rpartition(".")[0] in (section, ""), line
+            shown.add(flag[1])
+    assert shown == set(flags_of(PROGRAMS[command]))
+
+
+def flags_of(program):
+    actions = load_program(program).get_parser()._actions
+    return [action.option_strings[0].removeprefix("--") for action in actions if action.dest != "help"]
+
+
+def test_help_without_the_host(here, monkeypatch):
+    """Says why its flags are missing."""
+
+    def distribution(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(patched, "distribution", distribution)
+    done = here("train", "--help")
+    assert done.exit_code == 0 and "is not installed" in done.stdout
+
+
+def test_a_hosts_marks_are_its_sections():
+    flags = flags_of("train_dpo") + flags_of("train_sft")
+    assert HOSTS["openrlhf"].marks == {flag.partition(".")[0] for flag in flags if "." in flag}
+
+
+def test_versions(here):
+    lines = here("--version").stdout.splitlines()
+    assert lines[:2] == [f"{name} {version(name.lower())}" for name in ("sparsepo-plugin", "OpenRLHF")]
 
 
 def test_lists(here):

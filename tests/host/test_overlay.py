@@ -229,10 +229,10 @@ def test_an_openrlhf_in_the_current_folder_does_not_come_first(start, tmp_path):
 def test_a_cache_that_cannot_be_used_is_one_line(command, start, cache, tmp_path):
     cache.parent.mkdir()
     cache.parent.chmod(0o777)
-    (tmp_path / "run.yaml").write_text("{}")
+    (tmp_path / "run.yaml").write_text("model: {}")
     code = f"import sys; from sparsepo_plugin.cli import app; sys.argv[1:] = ['{command}', 'run.yaml']; app()"
     process = start(code, cwd=tmp_path)
     _, err = process.communicate(timeout=300)
-    told = [line for line in err.splitlines() if "[WARNING]" not in line]
+    told = [line for line in err.splitlines() if line and "[WARNING]" not in line]
     assert process.returncode == 2 and len(told) == 1, err
     assert told[0].startswith(f"sparsepo: error: {cache.parent} can be written by other users")

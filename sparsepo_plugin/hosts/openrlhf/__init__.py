@@ -52,7 +52,7 @@ def command(file: Path, num_processes: int, overrides: list[str], program: str =
     return [*start, "--config", str(file), *overrides]
 
 
-def flags(program: str = "train_dpo") -> str:
+def show_flags(program: str = "train_dpo") -> str:
     """OpenRLHF's own flags by section, with types and defaults.
 
     Raises:
