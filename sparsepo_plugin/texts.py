@@ -56,7 +56,7 @@ class Joining(BaseModel):
             response: The same, text being one message of the assistant.
 
         Raises:
-            SparsePOError: it cannot be said how the run joined them, or messages are given and it has no chat template.
+            SparsePOError: it cannot be said how the run joined them, or it has no chat template for messages.
         """
         if self.unknown:
             raise SparsePOError(f"tokens: how the run joined prompt and response cannot be said: {self.unknown}")

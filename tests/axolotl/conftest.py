@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from axolotl_runs import ON_CPU, OURS
 from host_fixtures import ENVIRONMENT
 from host_runs import Run, merge
 from process_server import ProcessServer, Stop
 
 # Axolotl has an environment of its own: make test-axolotl.
 collect_ignore_glob = [] if find_spec("axolotl") else ["test_*.py"]
-
-OURS, ON_CPU = "sparsepo_plugin.SparsePOPlugin", "on_cpu.OnCPU"
 
 
 @pytest.fixture(scope="session")
@@ -63,37 +62,40 @@ def launch(server, tmp_path_factory) -> Callable[..., Run]:
 
     def launch(
         config: dict,
-        *flags: str,
         processes: int = 1,
         folder: Path | None = None,
         launcher: str = "fork",
         stop: Stop | None = None,
+        path: Path | None = None,
     ) -> Run:
         folder = folder or tmp_path_factory.mktemp("run")
         places = {"output_dir": str(folder / "out"), "dataset_prepared_path": str(folder / "prepared")}
         settings, environment = merge(places, config), {}
         if processes > 1:
-            settings["plugins"] = [*settings["plugins"], ON_CPU]
+            settings["plugins"] = [*settings.get("plugins", []), ON_CPU]
         if "deepspeed" not in settings:  # with it accelerate turns DeepSpeed off
             environment["ACCELERATE_USE_CPU"] = "true"
         file = folder / "run.yaml"
         file.write_text(yaml.safe_dump(settings))
         if launcher == "fork":
-            done = server.fork("axolotl.cli.train", str(file), processes=processes, stop=stop, **environment)
+            done = server.fork(
+                "axolotl.cli.train", str(file), processes=processes, stop=stop, path=path, **environment
+            )
         else:
-            words = [str(processes) if word == "PROCESSES" else word for word in LAUNCHERS[launcher]]
-            done = server.run(*map(str, [*words[:2], file, *flags, *words[2:]]), stop=stop, **environment)
+            words = {"FILE": str(file), "PROCESSES": str(processes)}
+            done = server.run(*[words.get(word, word) for word in LAUNCHERS[launcher]], stop=stop, **environment)
         assert not server.running()
         return Run(done.returncode, done.stdout + done.stderr, folder)
 
     return launch
 
 
-# The words before and after the YAML and its flags.
+TRAIN = ["axolotl", "train", "FILE", "--launcher"]
 LAUNCHERS = {
-    "accelerate": ["axolotl", "train", "--launcher", "accelerate", "--", "--num_processes", "PROCESSES"],
-    "torchrun": ["axolotl", "train", "--launcher", "torchrun", "--", "--standalone", "--nproc_per_node", "PROCESSES"],
-    "python": ["axolotl", "train", "--launcher", "python"],
+    "accelerate": [*TRAIN, "accelerate", "--", "--multi_gpu", "--num_processes", "PROCESSES"],
+    "torchrun": [*TRAIN, "torchrun", "--", "--standalone", "--nproc_per_node", "PROCESSES"],
+    "python": [*TRAIN, "python"],
+    "deepspeed": ["deepspeed", "--num_gpus", "PROCESSES", "--no_local_rank", "--module", "axolotl.cli.train", "FILE"],
 }
 
 

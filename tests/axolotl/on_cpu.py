@@ -1,4 +1,4 @@
-"""A second plugin, for Axolotl alone: without a GPU it puts the models of several processes on GPUs, and asks for NCCL."""
+"""A second plugin: without a GPU Axolotl alone puts the models of several processes on GPUs, and asks for NCCL."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What `warm_host` imports for runs of Axolotl: all but `axolotl.core`, which asks the run's plugins when it is imported."""
+"""What `warm_host` imports for Axolotl: not `axolotl.core`, which asks the run's plugins when it is imported."""
 
 import importlib
 

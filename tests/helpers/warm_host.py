@@ -1,8 +1,8 @@
 """The server behind `process_server.ProcessServer`: it starts, watches and ends every process of the host tests.
 
-It imports a host once, by the file beside it that it is given the name of, forks training runs from itself, and starts
-other programs too. A line of JSON on stdin is a request, answered by a line on stdout as soon as all that it started is
-gone. When stdin ends, which it does however pytest ends, the server ends what is below it and itself.
+It imports a host once, by the file beside it that it is given the name of, forks training runs from itself, and
+starts other programs too. A line of JSON on stdin is a request, answered by a line on stdout as soon as all that it
+started is gone. When stdin ends, which it does however pytest ends, the server ends what is below it and itself.
 """
 
 import gc
@@ -21,6 +21,7 @@ from functools import cache
 
 import psutil
 from linux import adopt_orphans, die_with_parent
+
 
 def main() -> None:
     """Answer requests, one at a time."""

@@ -6,11 +6,15 @@ from typing import Any
 from ...config import LossConfig, objective_class, section_name, taken_from_host
 from ...errors import SparsePOError, shown
 from ...registry import OBJECTIVES, import_plugins
+from ...rehearsal import rehearse
+from ..models import check_head, read_models, refuse_idle_dropout
+from ..naming import FlagNames
 
 PLUGIN = "sparsepo_plugin.SparsePOPlugin"
 TRAINER = "sparsepo_plugin.hosts.axolotl.trainer.AxolotlSparsePOTrainer"
 
 _LISTED = f"plugins: [{PLUGIN}]"
+_NAMES = FlagNames({"remote code": "trust_remote_code: true", "reference": "base_model"})
 _TEXT_ALONE = "a token-level loss is computed from each token of both responses"
 
 
@@ -26,6 +30,15 @@ def key_of_ours(cfg: Mapping[str, Any]) -> str | None:
     if cfg.get("loss_plugins") is not None:
         return "loss_plugins"
     return next((name for name in OBJECTIVES.names() if isinstance(cfg.get(name), Mapping)), None)
+
+
+def check_run(cfg: Mapping[str, Any]) -> LossConfig | None:
+    """Find what is wrong with a configuration and its models, of which only configs are read; see `check_config`."""
+    config = check_config(cfg)
+    if config is not None and isinstance(cfg.get("base_model"), str):
+        with _NAMES.naming():
+            _check_models(cfg, config)
+    return config
 
 
 def check_config(cfg: Mapping[str, Any]) -> LossConfig | None:
@@ -56,6 +69,29 @@ def check_config(cfg: Mapping[str, Any]) -> LossConfig | None:
     return _read_loss(cfg, loss)
 
 
+def _check_models(cfg: Mapping[str, Any], config: LossConfig) -> None:
+    names = {"base_model": cfg["base_model"]}
+    if config.oracle is not None:
+        names[f"{config.section}.oracle"] = config.oracle
+    models = read_models(names, bool(cfg.get("trust_remote_code")), quantised=bool(cfg.get("adapter")))
+    for key, model in models.items():
+        check_head(key, model)
+    policy = models["base_model"]
+    _refuse_adapted_head(cfg, policy)
+    refuse_idle_dropout(policy.config, config)
+    text = policy.config.get_text_config()
+    rehearse(config, text.hidden_size, text.num_hidden_layers, seed=0)
+
+
+def _refuse_adapted_head(cfg: Mapping[str, Any], policy: Any) -> None:
+    """An adapter on the vocabulary head, or a copy of it that is trained, is not the head that the loss reads."""
+    head = next(name for name, module in policy.named_modules() if module is policy.get_output_embeddings())
+    for key in ("lora_target_modules", "lora_modules_to_save"):
+        given = cfg.get(key) or []
+        if head.rpartition(".")[2] in ([given] if isinstance(given, str) else given):
+            raise SparsePOError(f"{key}: {head} is the vocabulary head, which is used row by row and has no adapter")
+
+
 def loss_arguments(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """What the trainer is told of the loss: its name, its section as YAML gave it, and modules to import."""
     loss = cfg["loss"]
@@ -67,11 +103,10 @@ def _read_loss(cfg: Mapping[str, Any], loss: str) -> LossConfig:
     if not (isinstance(plugins, list) and all(isinstance(name, str) for name in plugins)):
         raise SparsePOError(f"loss_plugins: a list of modules is needed, not {shown(plugins)}")
     import_plugins(plugins)
-    section = section_name(loss)
+    section, taken = section_name(loss), taken_from_host(objective_class(loss))
     for other in OBJECTIVES.names():
         if other != section and isinstance(cfg.get(other), Mapping):
             raise SparsePOError(f"{other} has no effect with loss: {loss}, whose options are those of {section}")
-    taken = taken_from_host(objective_class(loss))
     from_host = {}
     for option, (key, value) in _host_options(cfg).items():
         if option not in taken:
@@ -107,7 +142,7 @@ def _refuse_keys(cfg: Mapping[str, Any], loss: str) -> None:
     if cfg.get("rl") != "dpo":
         found = "it is missing" if cfg.get("rl") is None else f"not {shown(cfg['rl'])}"
         raise SparsePOError(f"rl: loss: {loss} is a loss of preference pairs and needs rl: dpo, {found}")
-    losses = cfg.get("dpo_loss_type")
+    losses, liger = cfg.get("dpo_loss_type"), cfg.get("dpo_use_liger_kernel")
     refusals = {
         f"loss_options: the options of a loss stand in the section of its name, {section_name(loss)}": (
             cfg.get("loss_options") is not None
@@ -116,7 +151,7 @@ def _refuse_keys(cfg: Mapping[str, Any], loss: str) -> None:
         "sample_packing: must be off, Axolotl packs no preference pairs": cfg.get("sample_packing"),
         "eval_sample_packing: must be off, Axolotl packs no preference pairs": cfg.get("eval_sample_packing"),
         "dpo_padding_free: must be off, TRL has turned it off and pads": cfg.get("dpo_padding_free"),
-        f"dpo_use_liger_kernel: must be off, it computes DPO in place of loss: {loss}": cfg.get("dpo_use_liger_kernel"),
+        f"dpo_use_liger_kernel: must be off, it computes DPO in place of loss: {loss}": liger,
         f"precompute_ref_log_probs: must be off, it keeps one sum a response, {_TEXT_ALONE}": (
             cfg.get("precompute_ref_log_probs")
         ),
@@ -133,6 +168,7 @@ def _refuse_keys(cfg: Mapping[str, Any], loss: str) -> None:
         "tensor_parallel_size: must be 1, the vocabulary head is used row by row and cannot be split": (
             (cfg.get("tensor_parallel_size") or 1) > 1
         ),
+        "torch_compile: must be off, it compiles the forward that reference hooks read from": cfg.get("torch_compile"),
         "use_ray: must be off, its workers validate the configuration once more, without the loss": cfg.get("use_ray"),
     }
     for reason, applies in refusals.items():

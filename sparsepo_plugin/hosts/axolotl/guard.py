@@ -1,10 +1,11 @@
 """No configuration that names one of our losses trains plain DPO, also where the plugin is not listed or misspelled.
 
 Axolotl drops keys that it does not know, and goes on when a plugin cannot be imported. So something of ours has to run
-in its processes in any case. torch loads the entry points of the group `torch.backends` when it is imported, made for
-drivers of devices, and Axolotl imports torch before its own modules: `watch` is one. A .pth file would run at each
-start of any Python, a plugin of pydantic at each model of anything. This one costs the import of an empty package,
-looks at two names of Axolotl's, and does nothing where Axolotl is not used. TORCH_DEVICE_BACKEND_AUTOLOAD=0 turns it off.
+in its processes in any case. When torch is imported it loads the entry points of the group `torch.backends`, meant for
+drivers of devices, and Axolotl imports torch before most of its own modules: `watch` is one. A .pth file would run at
+each start of any Python, a plugin of pydantic at each model of anything. This one costs the import of a few small
+modules, and does nothing where Axolotl is not imported. TORCH_DEVICE_BACKEND_AUTOLOAD=0 turns it off; a configuration
+that lists the plugin is then still checked, by the plugin.
 """
 
 import sys
@@ -63,9 +64,9 @@ def _before_launch(file: str, launcher: str | None, cloud: str | None, overrides
         overrides: Options of the command line.
     """
     from . import read_config
-    from .checks import check_config
+    from .checks import check_run
 
-    if not cloud and Path(file).is_file() and check_config(read_config(Path(file), overrides)):
+    if not cloud and Path(file).is_file() and check_run(read_config(Path(file), overrides)):
         load_plugin()
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from axolotl.integrations.base import BasePlugin
 
 from ...errors import one_line_errors
-from .checks import TRAINER, check_config, loss_arguments
+from .checks import TRAINER, check_run, loss_arguments
 
 
 class SparsePOPlugin(BasePlugin):
@@ -22,7 +22,7 @@ class SparsePOPlugin(BasePlugin):
         """
         plain = cfg.to_dict()
         with one_line_errors():
-            check_config(plain)
+            check_run(plain)
         cfg.update(loss_arguments(plain), trainer_cls=TRAINER)
 
     def get_input_args(self) -> str:

@@ -62,7 +62,7 @@ _ROLES = {"prompt": _PROMPT, "chosen": _CHOSEN, "rejected": _REJECTED}
 
 
 def _row(dataset: Mapping[str, Any], strategy: Any, columns: list[str]) -> dict[str, str]:
-    """A row in which each text stands in every column that it may be read from; a system message if the data has one."""
+    """A row with its texts in every column that they may be read from, and a system message if the data has one."""
     settings = {**dataset, **(strategy if isinstance(strategy, Mapping) else {})}
     row = {}
     for mark, names in _COLUMNS.items():

@@ -38,13 +38,12 @@ class AxolotlSparsePOTrainer(SparsePOTrainer, DPOStrategy.get_trainer_class()):
 
     def _describe(self, joining: Joining) -> RunDescription:
         columns, tokenizer = self._rows.column_names, self.processing_class
-        return super()._describe(joining).model_copy(
-            update={
-                "host": "axolotl",
-                "versions": versions_of("axolotl", "trl", "accelerate", "peft", "deepspeed"),
-                "joining": describe_joining(self._cfg, tokenizer, columns, joining),
-            }
-        )
+        own = {
+            "host": "axolotl",
+            "versions": versions_of("axolotl", "trl", "accelerate", "peft", "deepspeed"),
+            "joining": describe_joining(self._cfg, tokenizer, columns, joining),
+        }
+        return super()._describe(joining).model_copy(update=own)
 
     def _sources(self) -> list[str]:
         return [dataset["path"] for dataset in self._cfg["datasets"]]
