@@ -37,7 +37,11 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """Folder with `model/` (a random Llama), `other/` (another one), and `pairs.jsonl` and `held_out.jsonl`."""
+    """Folder with `model/` (a random Llama), `other/` (another one), and `pairs.jsonl`, `ended.jsonl` and `held_out.jsonl`.
+
+    The rows of `ended.jsonl` are those of `pairs.jsonl` with the end-of-sequence token, which hosts put there in ways of
+    their own.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -65,6 +69,7 @@ def tiny(tmp_path_factory) -> Path:
         LlamaForCausalLM(config).save_pretrained(folder / name)
         fast.save_pretrained(folder / name)
     write_pairs(folder / "pairs.jsonl", 80, seed=0)
+    write_pairs(folder / "ended.jsonl", 80, seed=0, end=" </s>")
     write_pairs(folder / "held_out.jsonl", 12, seed=1)
     return folder
 

@@ -27,15 +27,15 @@ ONES = {**dict.fromkeys(("shared", "l1_reward", "l1_kl", "mask_lr")), "mask": "u
 DPO = {**ONES, "shared": False, "kl": {"value": 0.0}}
 
 
-def write_pairs(path: Path, count: int, seed: int, longest: int = 9) -> Path:
-    """Random words, up to `longest` in a response; chosen and rejected differ in length and content."""
+def write_pairs(path: Path, count: int, seed: int, longest: int = 9, end: str = "") -> Path:
+    """Random words, up to `longest` in a response and then `end`; chosen and rejected differ in length and content."""
     rng = random.Random(seed)
 
     def text(low: int, high: int) -> str:
         return " ".join(f"w{rng.randrange(VOCABULARY - 3)}" for _ in range(rng.randint(low, high)))
 
     def pair() -> dict[str, str]:
-        return {"prompt": text(2, 5) + " ", "chosen": text(1, longest), "rejected": text(1, longest)}
+        return {"prompt": text(2, 5) + " ", "chosen": text(1, longest) + end, "rejected": text(1, longest) + end}
 
     rows = [pair() for _ in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

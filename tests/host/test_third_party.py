@@ -51,6 +51,7 @@ def installed(tmp_path_factory) -> Path:
 def _forgotten(monkeypatch):
     """What a test in this process imports and registers is gone after it."""
     for registry in (sparsepo_plugin.MASKS, sparsepo_plugin.OBJECTIVES):
+        registry.names()  # which loads our own
         monkeypatch.setattr(registry, "_classes", dict(registry._classes))
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] == "token_ideas"]:

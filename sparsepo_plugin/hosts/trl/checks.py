@@ -1,9 +1,12 @@
 """What is refused before a run starts: arguments that a loss cannot honour, and models that cannot be used."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from typing import Any
 
 from torch import nn
+from transformers.integrations import deepspeed as hf_deepspeed
 from trl import DPOConfig
 
 from ...config import LossConfig, objective_class, taken_from_host
@@ -110,7 +113,7 @@ def check_models(args: Any, config: LossConfig, model: Any, ref_model: Any, peft
         raise SparsePOError(f"ref_model has no effect: loss: {config.loss} reads no reference")
     named = {"model": model, f"{config.section}.oracle": config.oracle}
     named = {key: name for key, name in named.items() if isinstance(name, str)}
-    with naming_flags():
+    with naming_flags(), _without_zero_3():
         models = read_models(named, args.trust_remote_code, quantised=peft_config is not None)
         for key, loaded in {"model": model, "ref_model": ref_model}.items():
             if isinstance(loaded, nn.Module):
@@ -126,3 +129,15 @@ def check_models(args: Any, config: LossConfig, model: Any, ref_model: Any, peft
             raise SparsePOError(
                 f"peft_config: {type(adapter).__name__} puts tokens before the prompt; take one such as LoRA"
             )
+
+
+@contextmanager
+def _without_zero_3() -> Iterator[None]:
+    """Within the context transformers shards no model that it makes, as it cannot on the meta device."""
+    held = hf_deepspeed._hf_deepspeed_config_weak_ref and hf_deepspeed._hf_deepspeed_config_weak_ref()
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if held is not None:
+            hf_deepspeed.set_hf_deepspeed_config(held)

@@ -1,0 +1,74 @@
+"""One pair file, model, seed, order and learning rate: every host gives the losses and the weights that OpenRLHF gives.
+
+Ten fp32 steps. The tolerances are a few times the largest difference seen, which comes from the order of fp32 additions
+alone (hosts pad batches and clip gradients in orders of their own); OpenRLHF's losses are read from float32.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from host_runs import Run, difference, merge
+from trl_runs import train as train_trl
+
+import sparsepo_plugin
+
+LOSS, WEIGHTS = 1e-5, 1e-5
+THIRD_PARTY = Path(__file__).parents[1] / "third_party"
+
+# What each case is, in the keys of a YAML that all hosts share.
+LEARNED = {"mask": "learned", "l1_reward": 1e-3, "l1_kl": 1e-3, "mask_lr": 1e-2}
+CASES = {
+    "shared": {"loss": "sparsepo", "sparsepo": {**LEARNED, "shared": True}},
+    "independent": {"loss": "sparsepo", "sparsepo": {**LEARNED, "shared": False}},
+    "dpo": {"loss": "dpo", "dpo": {}},
+    "third party": {
+        "loss": "registered-margin",
+        "loss_plugins": ["token_ideas.registering"],
+        "registered-margin": {"mask": "registered-probe", "margin": 0.2, "mask_lr": 1e-2},
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def _third_party(monkeypatch):
+    """What a test in this process imports and registers is gone after it."""
+    monkeypatch.syspath_prepend(THIRD_PARTY)
+    for registry in (sparsepo_plugin.MASKS, sparsepo_plugin.OBJECTIVES):
+        registry.names()  # which loads our own
+        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "token_ideas"]:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def openrlhf(config, launch, tiny):
+    """OpenRLHF's run of a case, made once."""
+    finished: dict[str, Run] = {}
+
+    def openrlhf(name: str) -> Run:
+        if name not in finished:
+            settings = merge(config(sparsepo=None, data={"dataset": str(tiny / "ended.jsonl")}), CASES[name])
+            finished[name] = launch(settings, path=THIRD_PARTY)
+            assert finished[name].code == 0, finished[name].output[-4000:]
+        return finished[name]
+
+    return openrlhf
+
+
+def order_of_openrlhf() -> list[int]:
+    """In which its sampler takes the rows."""
+    return torch.randperm(80, generator=torch.Generator().manual_seed(42)).tolist()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_trl(case, openrlhf, tiny, tmp_path):
+    given = CASES[case]
+    loss = {"loss": given["loss"], "loss_plugins": given.get("loss_plugins", [])}
+    options = dict.fromkeys(("mask", "shared", "l1_reward", "l1_kl", "mask_lr")) | given[given["loss"]]
+    run = train_trl(tmp_path, tiny, order=order_of_openrlhf(), loss_options=options, **loss)
+    losses, weights = difference(run, openrlhf(case))
+    assert len(run.losses) == 10 and run.losses[0] != run.losses[-1]
+    assert losses < LOSS and weights < WEIGHTS
