@@ -1,4 +1,4 @@
-"""Losses and what is logged of them: Axolotl's own DPO is our `loss: dpo`, and a loss of somebody else's trains too."""
+"""Losses and what is logged of them: Axolotl's own DPO is our `loss: dpo`, and somebody else's loss trains too."""
 
 import json
 from pathlib import Path

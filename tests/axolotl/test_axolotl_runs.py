@@ -56,7 +56,7 @@ def test_a_full_fine_tune_leaves_a_plain_model(tiny, train):
 
 @pytest.mark.parametrize(
     ("processes", "over"),
-    [(1, {}), (1, LORA), (2, {"deepspeed": 2}), (2, {"deepspeed": 3, **LORA})],
+    [(1, {}), (1, LORA), (2, {**HALF, "deepspeed": 2}), (2, {**HALF, "deepspeed": 3, **LORA})],
     ids=["full", "LoRA", "ZeRO-2", "ZeRO-3, LoRA"],
 )
 def test_resumed_from_a_checkpoint(processes, over, config, launch, tmp_path):

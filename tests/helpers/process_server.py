@@ -45,10 +45,11 @@ class ProcessServer:
     Args:
         environment: Variables of all processes.
         host: Name of the file beside this one that imports the host.
+        python: The interpreter that it is installed for.
     """
 
-    def __init__(self, environment: dict[str, str], host: str = "warm_openrlhf") -> None:
-        self.environment, self.host = environment, host
+    def __init__(self, environment: dict[str, str], host: str = "warm_openrlhf", python: str = sys.executable) -> None:
+        self.environment, self.host, self.python = environment, host, python
         self.process: subprocess.Popen | None = None
 
     def run(
@@ -123,7 +124,7 @@ class ProcessServer:
     def _start(self) -> subprocess.Popen:
         """In a session of its own, so that Ctrl-C reaches pytest alone."""
         return subprocess.Popen(
-            [sys.executable, SCRIPT, self.host],
+            [self.python, SCRIPT, self.host],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
