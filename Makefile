@@ -46,6 +46,28 @@ $(STAMP): pyproject.toml setup.py $(CONSTRAINTS)
 	@touch $@
 	@echo "env      ready: source $(VENV)/bin/activate"
 
+# Axolotl's pins clash with OpenRLHF's: an environment of its own, in which every package is pinned, so that pip need not resolve.
+AXOLOTL := .venv-axolotl
+AXOLOTL_PIP := DS_BUILD_OPS=0 $(AXOLOTL)/bin/python -m pip install -qq --disable-pip-version-check --no-deps
+
+.PHONY: env-axolotl
+env-axolotl: $(AXOLOTL)/.complete ## make .venv-axolotl with the plugin, Axolotl and the tools of its tests (Python 3.11)
+
+$(AXOLOTL)/.complete: pyproject.toml setup.py constraints-axolotl-cpu.txt
+	@echo "env-axolotl 1/3  virtual environment in $(AXOLOTL)"
+	@python3.11 -m venv $(AXOLOTL)
+	@echo "env-axolotl 2/3  PyTorch, the largest download"
+	@$(AXOLOTL_PIP) --constraint constraints-axolotl-cpu.txt torch
+	@echo "env-axolotl 3/3  Axolotl, TRL, DeepSpeed, the plugin and its tools"
+	@$(AXOLOTL_PIP) --requirement constraints-axolotl-cpu.txt
+	@$(AXOLOTL_PIP) --editable .
+	@touch $@
+	@echo "env-axolotl      ready: source $(AXOLOTL)/bin/activate"
+
+.PHONY: test-axolotl
+test-axolotl: env-axolotl ## run the tests of Axolotl, and those of TRL with the release that it pins
+	$(PYTEST:$(BIN)/%=$(AXOLOTL)/bin/%) tests/axolotl tests/trl
+
 .PHONY: test
 test: env lint ## run the linters and every test
 	$(PYTEST)

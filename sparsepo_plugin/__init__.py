@@ -24,6 +24,9 @@ _MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
 
 __all__ = list(_MODULES)
 
+# What a host imports by this name, and nobody can who has not installed it.
+_MODULES["SparsePOPlugin"] = "hosts.axolotl.plugin"
+
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from .errors import SparsePOError
 from .options import STRICT
 
 Text = str | list[dict[str, str]]
@@ -16,12 +17,14 @@ class Joining(BaseModel):
     model_config = STRICT
 
     input_template: str | None = Field(None, description="a format string around each prompt, with {} for it")
+    output_template: str | None = Field(None, description="a format string around each response")
     chat_template: bool = Field(False, description="messages go through the tokenizer's chat template instead")
     end: Literal["spaced", "appended"] = Field(
         "spaced",
         description="where the end-of-sequence token stands: after a space; or right after a response, unless a chat "
         "template ends it, in a text that begins with the tokenizer's special tokens",
     )
+    unknown: str | None = Field(None, description="why it cannot be said how texts are joined, if so")
 
     def encode(self, tokenizer: Any, prompt: Text, responses: list[Text]) -> list[tuple[list[int], int]]:
         """Token ids of the sequence of each response, not truncated, and how many of them are the prompt's.
@@ -51,9 +54,14 @@ class Joining(BaseModel):
             tokenizer: The run's, with its chat template.
             prompt: Text; where the run has a chat template also messages, text being one message of the user.
             response: The same, text being one message of the assistant.
+
+        Raises:
+            SparsePOError: it cannot be said how the run joined them, or it has no chat template for messages.
         """
+        if self.unknown:
+            raise SparsePOError(f"tokens: how the run joined prompt and response cannot be said: {self.unknown}")
         if not self.chat_template:
-            return self.input_template.format(prompt) if self.input_template else prompt, response
+            return _within(self.input_template, prompt), _within(self.output_template, response)
         asked, answered = _messages(prompt, "user"), _messages(response, "assistant")
         start = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
         return start, tokenizer.apply_chat_template(asked + answered, tokenize=False)[len(start) :]
@@ -70,6 +78,12 @@ def joined(tokenizer: Any, prompt: str, response: str) -> str:
     """The text of a sequence: line feeds at its end dropped, its end-of-sequence token after a space unless there."""
     text = (prompt + response).rstrip("\n")
     return text if text.endswith(tokenizer.eos_token) else f"{text} {tokenizer.eos_token}"
+
+
+def _within(template: str | None, text: Text) -> str:
+    if not isinstance(text, str):
+        raise SparsePOError("tokens: text is needed, the run had no chat template that takes messages")
+    return template.format(text) if template else text
 
 
 def _messages(text: Text, role: str) -> list[dict[str, str]]:

@@ -37,17 +37,19 @@ class Finished(subprocess.CompletedProcess):
 
 
 class ProcessServer:
-    """Runs programs, and modules in processes forked from one that has the patched host imported.
+    """Runs programs, and modules in processes forked from one that has a host imported.
 
     All that a call has started is gone when it returns or raises, and when this process ends, however it ends:
     warm_host.py, which is started at the first call, sees to that.
 
     Args:
         environment: Variables of all processes.
+        host: Name of the file beside this one that imports the host.
+        python: The interpreter that it is installed for.
     """
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = environment
+    def __init__(self, environment: dict[str, str], host: str = "warm_openrlhf", python: str = sys.executable) -> None:
+        self.environment, self.host, self.python = environment, host, python
         self.process: subprocess.Popen | None = None
 
     def run(
@@ -71,6 +73,7 @@ class ProcessServer:
         processes: int = 1,
         stop: Stop | None = None,
         path: Path | None = None,
+        **environment: str,
     ) -> Finished:
         """Run a module as `python -m` and a launcher would, in forks of the warm process.
 
@@ -80,12 +83,14 @@ class ProcessServer:
             processes: How many ranks; when one fails the others are ended.
             stop: As for `run`.
             path: Folder of further packages, as PYTHONPATH would name it.
+            environment: Further variables.
 
         Returns:
             Exit code of the first rank that failed or 0, stdout and stderr of all.
         """
         packages = [] if path is None else [str(path)]
-        return self._ask(stop, module=module, arguments=arguments, processes=processes, packages=packages)
+        request = {"module": module, "arguments": arguments, "packages": packages, "environment": environment}
+        return self._ask(stop, processes=processes, **request)
 
     def running(self) -> list[psutil.Process]:
         """What runs below the server."""
@@ -119,7 +124,7 @@ class ProcessServer:
     def _start(self) -> subprocess.Popen:
         """In a session of its own, so that Ctrl-C reaches pytest alone."""
         return subprocess.Popen(
-            [sys.executable, SCRIPT],
+            [self.python, SCRIPT, self.host],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

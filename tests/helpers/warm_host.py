@@ -1,13 +1,12 @@
 """The server behind `process_server.ProcessServer`: it starts, watches and ends every process of the host tests.
 
-It imports the patched OpenRLHF once and forks training runs from itself, and starts other programs too. A line of
-JSON on stdin is a request, answered by a line on stdout as soon as all that it started is gone. When stdin ends, which
-it does however pytest ends, the server ends what is below it and itself.
+It imports a host once, by the file beside it that it is given the name of, forks training runs from itself, and
+starts other programs too. A line of JSON on stdin is a request, answered by a line on stdout as soon as all that it
+started is gone. When stdin ends, which it does however pytest ends, the server ends what is below it and itself.
 """
 
 import gc
 import glob
-import importlib
 import json
 import os
 import runpy
@@ -19,12 +18,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib.metadata import entry_points
 
 import psutil
 from linux import adopt_orphans, die_with_parent
-
-LAZY = ("openrlhf.utils.deepspeed", "torch.utils.tensorboard", "transformers.models.llama.modeling_llama")
 
 
 def main() -> None:
@@ -44,14 +40,7 @@ def main() -> None:
 @cache
 def warm() -> None:
     """Import all that a run imports, also late, but compute nothing: threads would not survive the fork."""
-    from sparsepo_plugin.hosts.openrlhf.program import load_program
-
-    for program in ("train_dpo", "train_sft"):
-        load_program(program)
-    for loss in entry_points(group="openrlhf.losses"):
-        loss.load()
-    for module in LAZY:
-        importlib.import_module(module)
+    runpy.run_path(os.path.join(os.path.dirname(__file__), f"{sys.argv[1]}.py"))
     # The children's collector would touch, and so copy, every page of what lies here: seconds at the end of each run.
     gc.collect()
     gc.freeze()
@@ -62,7 +51,7 @@ def serve(request: dict, environment: dict[str, str]) -> tuple[int | None, list[
 
     Args:
         request: `module` and `arguments` to fork processes for, with `packages` on their path, or the `command` of a
-            program, its `cwd`, and variables to add to its `environment`; `processes`, how many; `stdout` and
+            program and its `cwd`; `processes`, how many; `environment`, variables to add to theirs; `stdout` and
             `stderr`, files; `stop`, the fields of a `process_server.Stop`, or null.
         environment: Variables of a program, without those that the imports here have set.
 
@@ -94,7 +83,7 @@ def start(request: dict, rank: int, port: int, environment: dict[str, str]) -> i
     if command := request.get("command"):
         os.chdir(request["cwd"])
         os.execvpe(command[0], command, environment | request["environment"])
-    os.environ.update(of_rank(rank, request["processes"], port))
+    os.environ.update(of_rank(rank, request["processes"], port) | request["environment"])
     sys.path[1:1] = request["packages"]
     run_module(request["module"], request["arguments"])
     sys.exit()

@@ -1,21 +1,24 @@
-"""One pair file, model, seed, order and learning rate: every host gives the losses and the weights that OpenRLHF gives.
+"""One pair file, model, seed, order and learning rate: every host gives the losses and the weights of OpenRLHF's.
 
-Ten fp32 steps. The tolerances are a few times the largest difference seen, which comes from the order of fp32 additions
-alone (hosts pad batches and clip gradients in orders of their own); OpenRLHF's losses are read from float32.
+Ten fp32 steps. The tolerances are a few times the largest difference seen, which comes from the order of fp32
+additions alone (hosts pad batches and clip gradients in orders of their own); OpenRLHF's losses are read from float32.
 """
 
 import sys
 from pathlib import Path
 
+import axolotl_runs
 import pytest
 import torch
-from host_runs import Run, difference, merge
+from host_runs import Run, difference, difference_of_weights, merge
 from trl_runs import train as train_trl
 
 import sparsepo_plugin
 
 LOSS, WEIGHTS = 1e-5, 1e-5
 THIRD_PARTY = Path(__file__).parents[1] / "third_party"
+AXOLOTL = Path(__file__).parents[2] / ".venv-axolotl" / "bin" / "python"
+WARMUP = 2  # steps of ten: Axolotl makes two of one
 
 # What each case is, in the keys of a YAML that all hosts share.
 LEARNED = {"mask": "learned", "l1_reward": 1e-3, "l1_kl": 1e-3, "mask_lr": 1e-2}
@@ -50,8 +53,9 @@ def openrlhf(config, launch, tiny):
 
     def openrlhf(name: str) -> Run:
         if name not in finished:
-            settings = merge(config(sparsepo=None, data={"dataset": str(tiny / "ended.jsonl")}), CASES[name])
-            finished[name] = launch(settings, path=THIRD_PARTY)
+            data = {"dataset": str(tiny / "ended.jsonl")}
+            settings = config(sparsepo=None, data=data, lr_warmup_ratio=WARMUP / 10)
+            finished[name] = launch(merge(settings, CASES[name]), path=THIRD_PARTY)
             assert finished[name].code == 0, finished[name].output[-4000:]
         return finished[name]
 
@@ -68,7 +72,40 @@ def test_trl(case, openrlhf, tiny, tmp_path):
     given = CASES[case]
     loss = {"loss": given["loss"], "loss_plugins": given.get("loss_plugins", [])}
     options = dict.fromkeys(("mask", "shared", "l1_reward", "l1_kl", "mask_lr")) | given[given["loss"]]
-    run = train_trl(tmp_path, tiny, order=order_of_openrlhf(), loss_options=options, **loss)
+    run = train_trl(tmp_path, tiny, order=order_of_openrlhf(), loss_options=options, warmup_steps=WARMUP, **loss)
     losses, weights = difference(run, openrlhf(case))
     assert len(run.losses) == 10 and run.losses[0] != run.losses[-1]
     assert losses < LOSS and weights < WEIGHTS
+
+
+@pytest.fixture(scope="session")
+def axolotl(extensions):
+    """What starts runs of Axolotl in its own environment."""
+    server = axolotl_runs.axolotl_server(extensions, str(AXOLOTL))
+    yield server
+    server.close()
+
+
+@pytest.mark.skipif(not AXOLOTL.is_file(), reason="needs the environment of make env-axolotl")
+@pytest.mark.parametrize("case", CASES)
+def test_axolotl(case, openrlhf, axolotl, tiny, tmp_path):
+    lines = (tiny / "ended.jsonl").read_text().splitlines(keepends=True)
+    ordered = tmp_path / "ordered.jsonl"
+    ordered.write_text("".join(lines[row] for row in order_of_openrlhf()))
+    settings = merge(axolotl_runs.settings(tiny), {"sparsepo": None})
+    (dataset,) = settings["datasets"]
+    settings |= {
+        "datasets": [{**dataset, "path": str(ordered)}],
+        "plugins": [axolotl_runs.OURS, "in_order.InOrder"],
+        "shuffle_merged_datasets": False,
+        "lr_scheduler": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+        "warmup_steps": WARMUP,
+        "adam_beta2": 0.95,
+    }
+    run = axolotl_runs.start(axolotl, {**settings, **CASES[case]}, tmp_path, path=THIRD_PARTY)
+    assert run.code == 0, run.output[-4000:]
+    losses, theirs = axolotl_runs.losses(run), openrlhf(case).losses
+    assert len(losses) == len(theirs) == 10 and losses[0] != losses[-1]
+    assert (losses - theirs).abs().max() < LOSS
+    assert difference_of_weights(run, openrlhf(case)) < WEIGHTS

@@ -56,7 +56,7 @@ def test_mask_of_the_readme(ideas):
 
 
 def test_yaml_of_the_readme():
-    first, _ = blocks(README, "yaml")
+    first, *_ = blocks(README, "yaml")
     assert set(read(first).masks) == {"reward", "kl"}
 
 

@@ -265,7 +265,13 @@ class SparsePOTrainer(DPOTrainer):
     ) -> None:
         """Write the model card of the run in place of TRL's, with loss, options, numbers and paper."""
         if self.is_world_process_zero():
-            write_card(self.args.output_dir, self.description, [dataset_name] if dataset_name else _sources(self))
+            write_card(self.args.output_dir, self.description, [dataset_name] if dataset_name else self._sources())
+
+    def _sources(self) -> list[str]:
+        """Where the training pairs came from, as far as the data set remembers."""
+        info = getattr(self.train_dataset, "info", None)
+        files = list(getattr(info, "download_checksums", None) or ())
+        return files or [getattr(info, "dataset_name", None) or "pairs in memory"]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """TRL's; weights that are not finite are not saved.
@@ -309,13 +315,6 @@ class SparsePOTrainer(DPOTrainer):
 def _is_chat(dataset: Any) -> bool:
     """Whether the rows of a data set are messages."""
     return dataset is not None and is_conversational(next(iter(dataset)))
-
-
-def _sources(trainer: SparsePOTrainer) -> list[str]:
-    """Where the training pairs came from, as far as the data set remembers."""
-    info = getattr(trainer.train_dataset, "info", None)
-    files = list(getattr(info, "download_checksums", None) or ())
-    return files or [getattr(info, "dataset_name", None) or "pairs in memory"]
 
 
 def _numbers(output: StepOutput, tokens: ResponseTokens) -> dict[str, float]:

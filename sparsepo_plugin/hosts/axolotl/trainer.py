@@ -1,0 +1,63 @@
+"""The trainer that the plugin names: TRL's with our losses, and Axolotl's additions to TRL's."""
+
+import os
+from typing import Any
+
+from axolotl.core.trainers.dpo import DPOStrategy
+from axolotl.integrations.base import PluginManager
+
+from ...checkpoint import RunDescription, save_masks, versions_of
+from ...errors import SparsePOError, one_line_errors
+from ...texts import Joining
+from ..trl import SparsePOTrainer
+from .strategies import describe_joining
+
+
+class AxolotlSparsePOTrainer(SparsePOTrainer, DPOStrategy.get_trainer_class()):
+    """`SparsePOTrainer` over Axolotl's own DPO trainer; bad input ends the process with one line.
+
+    Args:
+        *args: Policy and reference, as Axolotl's builder gives them.
+        **kwargs: As of `SparsePOTrainer`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._cfg, self._rows = PluginManager.get_instance().cfg, kwargs["train_dataset"]
+        with one_line_errors():
+            super().__init__(*args, **kwargs)
+            self._refuse_to_train_apart()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """See `SparsePOTrainer`; leaves the masks where Axolotl will save the model, in most cases by itself."""
+        with one_line_errors():
+            output = super().train(*args, **kwargs)
+            self.guard.check_weights(self.state.global_step)
+        if self.args.should_save and self.masked.masks:
+            save_masks(self.args.output_dir, self.description, self.masked.masks.state_dict())
+        return output
+
+    def _describe(self, joining: Joining) -> RunDescription:
+        columns, tokenizer = self._rows.column_names, self.processing_class
+        own = {
+            "host": "axolotl",
+            "versions": versions_of("axolotl", "trl", "accelerate", "peft", "deepspeed"),
+            "joining": describe_joining(self._cfg, tokenizer, columns, joining),
+        }
+        return super()._describe(joining).model_copy(update=own)
+
+    def _sources(self) -> list[str]:
+        return [dataset["path"] for dataset in self._cfg["datasets"]]
+
+    def _refuse_to_train_apart(self) -> None:
+        """Refuse processes that do not know of each other, which accelerate starts on CPUs without a word.
+
+        Raises:
+            SparsePOError: says what to set.
+        """
+        started, joined = int(os.environ.get("WORLD_SIZE", 1)), self.accelerator.num_processes
+        if started != joined:
+            raise SparsePOError(
+                f"{started} processes were started, and each would train alone: on CPUs set ACCELERATE_USE_CPU=true"
+            )
+        if self._cfg["deepspeed"] and not self.is_deepspeed_enabled:
+            raise SparsePOError("deepspeed: is not turned on where ACCELERATE_USE_CPU is set")
