@@ -64,13 +64,21 @@ $(AXOLOTL)/.complete: pyproject.toml setup.py constraints-axolotl-cpu.txt
 	@touch $@
 	@echo "env-axolotl      ready: source $(AXOLOTL)/bin/activate"
 
-.PHONY: test-axolotl
-test-axolotl: env-axolotl ## run the tests of Axolotl, and those of TRL with the release that it pins
-	$(PYTEST:$(BIN)/%=$(AXOLOTL)/bin/%) tests/axolotl tests/trl
-
 .PHONY: test
-test: env lint ## run the linters and every test
-	$(PYTEST)
+test: lint test-openrlhf test-trl test-axolotl ## run the linters and every test, in both environments
+
+.PHONY: test-openrlhf
+test-openrlhf: env ## run the tests of the core and of OpenRLHF
+	$(PYTEST) --ignore tests/trl --ignore tests/axolotl --ignore tests/hosts_agree
+
+.PHONY: test-trl
+test-trl: env ## run the tests of TRL, with its newest release
+	$(PYTEST) tests/trl
+
+.PHONY: test-axolotl
+test-axolotl: env env-axolotl ## run the tests of Axolotl, those of TRL with the release that it pins, and that hosts agree
+	$(PYTEST:$(BIN)/%=$(AXOLOTL)/bin/%) tests/axolotl tests/trl
+	$(PYTEST) tests/hosts_agree
 
 .PHONY: test-fast
 test-fast: env ## run the unit tests only (under 2 minutes)

@@ -37,10 +37,10 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """Folder with `model/` (a random Llama), `other/` (another one), and `pairs.jsonl`, `ended.jsonl` and `held_out.jsonl`.
+    """Folder with `model/` (a random Llama), `other/` (another one), and pairs.
 
-    The rows of `ended.jsonl` are those of `pairs.jsonl` with the end-of-sequence token, which hosts put there in ways of
-    their own.
+    `pairs.jsonl`, `held_out.jsonl`, and `ended.jsonl`: the rows of `pairs.jsonl` with the end-of-sequence token, which
+    hosts put there in ways of their own.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
