@@ -86,13 +86,13 @@ test-fast: env ## run the unit tests only (under 2 minutes)
 
 # The two ends of what pyproject.toml allows. They are no part of `test`, and take as long.
 .PHONY: test-oldest
-test-oldest: ## run the host tests on the oldest releases that are supported, in .venv-oldest
-	@$(MAKE) test-host VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+test-oldest: ## run the tests of OpenRLHF and TRL on the oldest releases that are supported, in .venv-oldest
+	@$(MAKE) test-host test-trl VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
 .PHONY: test-newest
-test-newest: ## run the host tests on the newest releases of everything, in .venv-newest
+test-newest: ## run the tests of OpenRLHF and TRL on the newest releases of everything, in .venv-newest
 	rm -rf .venv-newest
-	@$(MAKE) test-host VENV=.venv-newest CONSTRAINTS=
+	@$(MAKE) test-host test-trl VENV=.venv-newest CONSTRAINTS=
 
 .PHONY: test-host
 test-host: env
