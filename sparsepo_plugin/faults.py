@@ -172,8 +172,13 @@ def fault_of_weight(name: str, policy: MaskedPolicy, number: int) -> NonFinite:
 
 
 def first_non_finite(module: nn.Module) -> str | None:
-    """Name of the first parameter that is not finite; under ZeRO-3, in this process's share of it."""
+    """Name of the first parameter that is not finite; under ZeRO-3, in this process's share of it.
+
+    Weights in 4 bits are passed over: they are no numbers of the dtype that they lie in.
+    """
     for name, parameter in module.named_parameters():
+        if hasattr(parameter, "quant_state"):
+            continue
         share = getattr(parameter, "ds_tensor", parameter).detach()
         # The norm rather than isfinite, which would take a byte for each number.
         if share.is_floating_point() and share.numel() and not torch.linalg.vector_norm(share, torch.inf).isfinite():

@@ -82,7 +82,7 @@ def test_a_finished_run_can_be_asked(evaluated):
 
 def test_qlora(config, launch):
     """4-bit weights on the CPU: they train, and the reference is the model without the adapter."""
-    settings = config(**{**LORA, "adapter": "qlora", "load_in_4bit": True, "bf16": True, "val_set_size": 0.1})
+    settings = config(**{**LORA, "adapter": "qlora", "load_in_4bit": True, "val_set_size": 0.1})
     run = launch({**settings, "eval_steps": 5})
     assert run.code == 0, run.output[-4000:]
     rows = read_metrics(run.folder / "out")

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from axolotl_runs import OURS
+from axolotl_runs import ON_CPU, OURS, zero_file
 
 NEEDED = "loss: sparsepo needs plugins: [sparsepo_plugin.SparsePOPlugin]"
 UNLISTED = {"plugins": None}
@@ -79,11 +79,17 @@ def test_in_a_process_that_a_launcher_has_started(over, says, server, write, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
-def test_processes_that_would_train_apart(server, write, tmp_path):
-    """Two on CPUs that accelerate does not join, and DeepSpeed that it turns off."""
-    done = server.fork("axolotl.cli.train", str(write(plugins=[OURS, "on_cpu.OnCPU"])), processes=2)
-    assert "2 processes were started, and each would train alone" in done.stdout + done.stderr
-    assert done.returncode == 2
+@pytest.mark.parametrize("deepspeed", [False, True])
+def test_what_accelerate_does_on_cpus_without_a_word(deepspeed, server, write, tmp_path):
+    """It does not join two processes, or turns DeepSpeed off."""
+    over = {"deepspeed": zero_file(tmp_path, 2)} if deepspeed else {}
+    environment = {"ACCELERATE_USE_CPU": "true"} if deepspeed else {}
+    file = write(plugins=[OURS, ON_CPU], **over)
+    done = server.fork("axolotl.cli.train", str(file), processes=2, **environment)
+    output = done.stdout + done.stderr
+    says = "deepspeed: is not turned on where ACCELERATE_USE_CPU is set" if deepspeed else "each would train alone"
+    assert done.returncode == 2 and output.count("sparsepo: error:") == 1 and says in output, output[-3000:]
+    assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
 def test_axolotls_own_runs_are_left_alone(server, write, tmp_path):

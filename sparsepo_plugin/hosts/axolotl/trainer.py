@@ -3,11 +3,12 @@
 import os
 from typing import Any
 
+from accelerate.utils import DistributedType
 from axolotl.core.trainers.dpo import DPOStrategy
 from axolotl.integrations.base import PluginManager
 
 from ...checkpoint import RunDescription, save_masks, versions_of
-from ...errors import SparsePOError, one_line_errors
+from ...errors import SparsePOError, met_by_all, one_line_errors
 from ...texts import Joining
 from ..trl import SparsePOTrainer
 from .strategies import describe_joining
@@ -23,7 +24,7 @@ class AxolotlSparsePOTrainer(SparsePOTrainer, DPOStrategy.get_trainer_class()):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._cfg, self._rows = PluginManager.get_instance().cfg, kwargs["train_dataset"]
-        with one_line_errors():
+        with one_line_errors(), met_by_all():
             super().__init__(*args, **kwargs)
             self._refuse_to_train_apart()
 
@@ -54,8 +55,8 @@ class AxolotlSparsePOTrainer(SparsePOTrainer, DPOStrategy.get_trainer_class()):
         Raises:
             SparsePOError: says what to set.
         """
-        started, joined = int(os.environ.get("WORLD_SIZE", 1)), self.accelerator.num_processes
-        if started != joined:
+        started = int(os.environ.get("WORLD_SIZE", 1))
+        if started > 1 and self.accelerator.distributed_type == DistributedType.NO:
             raise SparsePOError(
                 f"{started} processes were started, and each would train alone: on CPUs set ACCELERATE_USE_CPU=true"
             )
