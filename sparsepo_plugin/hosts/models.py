@@ -9,7 +9,7 @@ from torch import nn
 
 from ..config import LossConfig
 from ..decoder import activation_sites, decoder_layers, vocabulary_head
-from ..errors import SparsePOError, first_line
+from ..errors import SparsePOError, first_line, one_line
 from ..policy import MaskedPolicy
 from ..rehearsal import rehearse
 from .weights import check_weights
@@ -108,6 +108,33 @@ def empty_model(config: Any, trust_remote_code: bool, **settings: Any) -> nn.Mod
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **settings)
 
 
+def check_generation(key: str, name: str, model: nn.Module) -> None:
+    """Refuse settings for generation that transformers loads, and after training does not save.
+
+    Args:
+        key: What names the model.
+        name: Its folder or hub name.
+        model: The model, whose config is asked where there is no file of such settings.
+
+    Raises:
+        SparsePOError: names the key and the file.
+    """
+    from transformers import GenerationConfig
+
+    file = f"generation_config.json of {name}"
+    try:
+        settings = GenerationConfig.from_pretrained(name)
+    except OSError:  # there is none, or it is not JSON: transformers goes without
+        settings, file = model.generation_config, f"config.json of {name}"
+    except Exception as error:  # whatever is made of wrong values
+        raise SparsePOError(f"{key}: {file} cannot be read: {first_line(error)}") from error
+    try:
+        settings.validate(strict=True)
+    except Exception as error:
+        reason = one_line(error, 300)
+        raise SparsePOError(f"{key}: {file} could not be saved with the trained model; mend it: {reason}") from error
+
+
 def _read_model(key: str, name: str, trust_remote_code: bool, quantised: bool) -> nn.Module:
     from transformers import AutoConfig
 
@@ -129,7 +156,7 @@ def _read_model(key: str, name: str, trust_remote_code: bool, quantised: bool) -
     if _is_bidirectional(model):
         raise SparsePOError(f"{key}: {config.model_type} is bidirectional, its tokens see those after them {_WANTED}")
     if os.path.isdir(name) and getattr(config, "quantization_config", None) is None:
-        check_weights(key, Path(name), model)
+        check_weights(key, Path(name), trust_remote_code)
     return model
 
 

@@ -2,15 +2,16 @@
 
 import json
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from ..errors import SparsePOError, first_line
 
 
-def check_weights(key: str, folder: Path, model: nn.Module) -> None:
+def check_weights(key: str, folder: Path, trust_remote_code: bool) -> None:
     """Look at the headers of the files that transformers would load.
 
     Pickled weights are let through unread: transformers loads them with `weights_only`, so that they run no code.
@@ -18,26 +19,53 @@ def check_weights(key: str, folder: Path, model: nn.Module) -> None:
     Args:
         key: What names the model.
         folder: Where it lies.
-        model: The same on the meta device, as its config describes it.
+        trust_remote_code: Whether the model may bring code of its own.
 
     Raises:
         SparsePOError: a file is missing, broken or cut off, or a weight has another shape or is not there; names the
             key and the file.
     """
-    saved: dict[str, list[int]] = {}
     for file in _weight_files(key, folder):
         if file.suffix != ".safetensors":
             _check_pickle(key, file)
             return
-        saved.update(_read_header(key, file))
-    for name, own in model.state_dict().items():
-        if name in saved and saved[name] != list(own.shape):
-            raise SparsePOError(f"{key}: {folder}: {name} has shape {saved[name]}, {list(own.shape)} by config.json")
-    # By shape: names in files are not always those of modules, a Pythia's head is embed_out there.
-    tables = {id(part.weight): part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())}
-    head = list(model.get_output_embeddings().weight.shape)
-    if list(saved.values()).count(head) < sum(list(table.shape) == head for table in tables.values()):
-        raise SparsePOError(f"{key}: {folder} has no weights of a vocabulary head, {head}")
+        _check_header(key, file)
+    _compare(key, folder, trust_remote_code)
+
+
+def _compare(key: str, folder: Path, trust_remote_code: bool) -> None:
+    """Have transformers match names and shapes in the files with the model: it would draw what is missing at random."""
+    from transformers import AutoModelForCausalLM
+
+    options = {"ignore_mismatched_sizes": True, "trust_remote_code": trust_remote_code}
+    try:
+        with _silence():  # on the meta device nothing is read but the headers
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder, device_map="meta", output_loading_info=True, **options
+            )
+    except Exception as error:  # whatever the files make of it
+        raise SparsePOError(f"{key}: {folder} cannot be loaded: {first_line(error)}") from error
+    for name, saved, own in sorted(found["mismatched_keys"]):
+        raise SparsePOError(f"{key}: {folder}: {name} has shape {list(saved)}, {list(own)} by config.json")
+    own = dict(model.named_parameters())  # a weight that two modules share is there by one name
+    for name in sorted(own.keys() & found["missing_keys"]):
+        raise SparsePOError(f"{key}: {folder} has no weight {name}, {list(own[name].shape)} by config.json")
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Within the context transformers writes no report and draws no bar."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _weight_files(key: str, folder: Path) -> list[Path]:
@@ -57,11 +85,11 @@ def _weight_files(key: str, folder: Path) -> list[Path]:
     raise SparsePOError(f"{key}: {folder} has no weights: model.safetensors or pytorch_model.bin is needed")
 
 
-def _read_header(key: str, file: Path) -> dict[str, list[int]]:
-    """Shapes of the tensors in a safetensors file, whose length is compared with what its header says."""
+def _check_header(key: str, file: Path) -> None:
+    """Open a safetensors file, whose length is then compared with what its header says."""
     try:
-        with safe_open(file, "pt") as tensors:
-            return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+        with safe_open(file, "pt"):
+            pass
     except (OSError, SafetensorError) as error:
         raise SparsePOError(f"{key}: {file} is broken: {first_line(error)}") from error
 

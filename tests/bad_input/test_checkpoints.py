@@ -71,6 +71,20 @@ def test_a_new_run_among_anothers_checkpoints(refused_there):
     refused_there(says, {"ckpt": {"path": "ckpt", "save_steps": 2}})
 
 
+def test_a_new_run_among_anothers_broken_checkpoints(refused_there):
+    says = ("ckpt.path: ckpt holds checkpoints of another run (global_step4)", "ckpt.load_enable: true")
+    refused_there(says, {"ckpt": {"path": "ckpt", "save_steps": 2}}, truncate)
+
+
+@pytest.mark.parametrize("load", [True, False])
+@pytest.mark.parametrize("file", ["global_step8/notes.txt", "global_step8"])
+def test_what_has_the_name_of_a_checkpoint(refused, file, load):
+    says = ("ckpt.path: ckpt/global_step8 is no checkpoint, and one of that name would replace it",)
+    refused(
+        says, over={"ckpt": {"path": "ckpt", "save_steps": 4, "load_enable": load}}, files={f"ckpt/{file}": "mine"}
+    )
+
+
 def truncate(folder: Path):
     file = next((folder / "global_step4").glob("*model_states.pt"))
     file.write_bytes(file.read_bytes()[:10])

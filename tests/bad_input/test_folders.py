@@ -30,6 +30,7 @@ KEYS = {
         ("dangling/deeper", "a folder is needed, dangling is none"),
         ("circle", "a folder is needed, circle is none"),
         ("x" * 300, "cannot be written: File name too long"),
+        ("new/" + "x" * 300, "cannot be written: File name too long"),
         ("deep/" * 2000, "cannot be written: File name too long"),
         ("a\0b", "cannot be written: embedded null byte"),
         ("/proc/runs", "'/proc/runs' cannot be written: "),
@@ -56,6 +57,12 @@ def test_before_any_process_is_started(refused, config, command):
     sft = {"loss": None, "sparsepo": None, "model": {"beta": None}, "data": {"prompt_key": None}}
     text = yaml.safe_dump(merge(config(), {**over, **(sft if command == "sft" else {})}))
     refused(("ckpt.output_dir: a folder is needed, run.yaml is none",), command=command, text=text)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "/proc/runs", "x" * 300])
+def test_a_run_without_a_folder_for_its_name(refused, name):
+    logger = {"tensorboard_dir": "tb", "wandb": {"run_name": name}}
+    refused(("logger.wandb.run_name: ", "cannot be written"), over={"logger": logger})
 
 
 @pytest.mark.parametrize("loss", [{}, {"loss": None, "sparsepo": None}], ids=["sparsepo", "own DPO"])

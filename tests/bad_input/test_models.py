@@ -62,7 +62,7 @@ BOTH_LOSSES = pytest.mark.parametrize("loss", [{}, {"loss": None, "sparsepo": No
         ({"hidden_size": 250}, "cannot be loaded"),
         ({"num_attention_heads": 0}, "cannot be loaded"),
         ({"num_hidden_layers": -1}, None),
-        ({"hidden_size": 128}, "model.embed_tokens.weight has shape [512, 256], [512, 128] by config.json"),
+        ({"hidden_size": 128}, "broken: lm_head.weight has shape [512, 256], [512, 128] by config.json"),
         ({"vocab_size": 600}, "has shape [512, 256], [600, 256] by config.json"),
         ({"model_type": "bert", **SMALL}, "bert is bidirectional, its tokens see those after them"),
         ({"model_type": "roberta", **SMALL}, "roberta is bidirectional"),
@@ -106,7 +106,7 @@ def _header(length: int, text: bytes = b"{}") -> bytes:
         ({"model.safetensors": b""}, "broken/model.safetensors is broken: SafetensorError: "),
         ({"model.safetensors": b"version https://git-lfs"}, "broken/model.safetensors is broken: SafetensorError: "),
         ({"model.safetensors": _header(2**40)}, "broken/model.safetensors is broken: SafetensorError: "),
-        ({"model.safetensors": _header(2)}, "broken has no weights of a vocabulary head, [512, 256]"),
+        ({"model.safetensors": _header(2)}, "broken has no weight lm_head.weight, [512, 256] by config.json"),
         ({"model.safetensors": None, "pytorch_model.bin": b""}, "pytorch_model.bin is broken: it ends too early"),
         ({"model.safetensors": None, "pytorch_model.bin": b"PK\x03\x04"}, "is broken: it ends too early"),
         ({"model.safetensors": None, "model.safetensors.index.json": b"{"}, "index.json is broken: JSONDecodeError"),
@@ -132,12 +132,46 @@ def test_weights_that_are_cut_off(refused, model, tiny, key):
     refused(says, over={key: {"model_name_or_path": "broken"}})
 
 
-def test_weights_without_a_head(refused, model):
+@pytest.mark.parametrize("key", ["model", "ref"])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("lm_head.weight", [512, 256]),
+        ("model.layers.1.mlp.down_proj.weight", [256, 256]),
+        ("model.norm.weight", [256]),
+    ],
+)
+def test_weights_of_which_one_is_missing(refused, model, key, name, shape):
+    """transformers warns, and draws it at random."""
     file = model() / "model.safetensors"
     weights = load_file(file)
-    del weights["lm_head.weight"]
+    del weights[name]
     save_file(weights, file)
-    refused(("has no weights of a vocabulary head, [512, 256]",), over=BROKEN)
+    says = f"{key}.model_name_or_path: broken has no weight {name}, {shape} by config.json"
+    refused((says,), over={key: {"model_name_or_path": "broken"}})
+
+
+def test_a_layer_more_than_there_are_weights_for(refused, model):
+    model({"num_hidden_layers": 3, "layer_types": None})
+    refused(("broken has no weight model.layers.2.", "by config.json"), over=BROKEN)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"temperature": 0.9, "top_p": 0.6}, "`temperature`: `do_sample` is not set to `True`"),
+        ({"early_stopping": True}, "`early_stopping`: `num_beams` is set to"),
+        ({"temperature": "hot"}, "`temperature`"),
+        ({"max_new_tokens": -5}, "`max_new_tokens` must be greater than 0"),
+        ([1], "TypeError"),
+    ],
+    ids=str,
+)
+@BOTH_LOSSES
+def test_settings_for_generation_that_could_not_be_saved(refused, model, settings, says, loss):
+    """transformers loads most of them, and refuses to save a model with them when it is trained."""
+    model(files={"generation_config.json": json.dumps(settings).encode()})
+    refused(("model.model_name_or_path: ", "broken", says), over={**BROKEN, **loss})
 
 
 @pytest.mark.parametrize(
@@ -239,6 +273,8 @@ def test_code_of_the_model_that_fails(refused, model, code, says):
         (BROKEN, {"architectures": None}, {}),
         (BROKEN, {}, PICKLED),
         (BROKEN, {"tie_word_embeddings": True}, {}),
+        (BROKEN, {}, {"generation_config.json": b'{"temperature": 0.9, "do_sample": true}'}),
+        ({"ref": {"model_name_or_path": "broken"}}, {}, {"generation_config.json": b'{"temperature": 0.9}'}),
         (BROKEN, {"model_type": "bert", "is_decoder": True, **SMALL}, PICKLED),
     ],
     ids=str,

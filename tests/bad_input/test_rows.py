@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 
@@ -172,6 +173,9 @@ KEYS = {
     "no such folder of data": ({"dataset": "f.jsonl@x"}, ("f.jsonl is a folder",)),
     "no such column": ({"chosen_key": "better"}, ("data.chosen_key", "'better'", "prompt, chosen, rejected")),
     "no such prompt": ({"prompt_key": "question"}, ("data.prompt_key", "'question'", "prompt, chosen, rejected")),
+    "no name of a column": ({"chosen_key": ""}, ("data.chosen_key and data.rejected_key: the name of a column",)),
+    "a folder inside a file": ({"dataset": "d.jsonl@x"}, ("data.dataset: d.jsonl@x: @ names a folder", "is a file")),
+    "a pattern": ({"dataset": "g[1].jsonl"}, ("data.dataset: g[1].jsonl has a wildcard",)),
     "the same column": ({"rejected_key": "chosen"}, ("data.chosen_key and data.rejected_key", "same column")),
     "a response as prompt": ({"prompt_key": "chosen"}, ("data.prompt_key", "column of a response")),
     "two probabilities": ({"dataset_probs": "0.5,0.5"}, ("data.dataset_probs", "'0.5,0.5' for 1 data sets")),
@@ -198,8 +202,17 @@ KEYS = {
 @pytest.mark.parametrize("case", KEYS)
 def test_keys(case, refused):
     data, says = KEYS[case]
-    files = {"d.jsonl": LINE * 8, "f.jsonl/d.jsonl": LINE * 8, "empty/.keep": ""}
+    files = {"d.jsonl": LINE * 8, "g[1].jsonl": LINE * 8, "f.jsonl/d.jsonl": LINE * 8, "empty/.keep": ""}
     refused(says, over={"data": {"dataset": "d.jsonl", **data}}, files=files)
+
+
+def test_a_pipe(refused, tmp_path):
+    """Reading one would wait for a writer without end."""
+    os.mkfifo(tmp_path / "d.jsonl")
+    refused(
+        ("data.dataset: d.jsonl is no file; what ends in .jsonl must be a file",),
+        over={"data": {"dataset": "d.jsonl"}},
+    )
 
 
 HELD_OUT = {
@@ -277,6 +290,10 @@ CONVERSATIONS = {
         ("data.tokenizer_chat_template is not Jinja", "TemplateSyntaxError"),
     ),
     "a sum of text and list": ({}, "{{ messages + 'x' }}", ("row 1: the chat template refuses it", "TypeError")),
+    "a division by zero": ({}, "{{ 1 / 0 }}", ("row 1: the chat template refuses it: ZeroDivisionError",)),
+    "an endless template": ({}, "{% for i in range(10**6) %}{% endfor %}", ("refuses it: OverflowError",)),
+    "a macro of itself": ({}, "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", ("refuses it: RecursionError",)),
+    "a text without end": ({}, "{{ 'x' * 10**13 }}", ("row 1: the chat template refuses it: MemoryError",)),
 }
 
 

@@ -1,5 +1,6 @@
 """A run that is stopped at any moment goes on, by the same command, to the weights of one that never was."""
 
+import json
 import random
 import shutil
 import sys
@@ -7,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from host_runs import Run, merge
+from host_runs import Run, merge, write_pairs
 from process_server import Stop
 from transformers import AutoModelForCausalLM
 
 from sparsepo_plugin import load_masks
 from sparsepo_plugin.checkpoint import load_description
 
-# Twenty steps of two processes, a checkpoint after every second one; both kinds of dropout draw at random.
+# Twenty steps or 21 of two processes, a checkpoint after every second one; both kinds of dropout draw at random.
 SAVING = {
     "train": {"micro_batch_size": 2, "max_epochs": 2},
     "ckpt": {"save_steps": 2, "max_num": 2, "load_enable": True},
@@ -40,8 +41,9 @@ def moment(folder: Path, rng: random.Random) -> Stop:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_twenty_kills_change_no_bit(kind, config, launch, tmp_path):
-    """Each of four runs is killed five times and resumed by the same command."""
-    settings = merge(config(**SAVING), KINDS[kind])
+    """Each of four runs is killed five times and resumed by the same command; its epochs end within an update."""
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 86, seed=2)  # 21 micro-batches a process, two for each update
+    settings = merge(config(**SAVING, data={"dataset": str(pairs)}), KINDS[kind])
     whole = launch(settings, processes=2)
     assert whole.code == 0, whole.output[-4000:]
     rng = random.Random(kind)
@@ -205,16 +207,27 @@ def test_another_number_of_processes(resume):
 
 def test_rotation_removes_what_this_run_wrote_alone(resume):
     def others(folder: Path):
+        own = json.loads((folder / "global_step8" / "checkpoint.json").read_text())["run"]
+        (folder / f"global_step2.{own}.removed").mkdir()  # what a kill has left of a rotation
         (folder / "best_of_mine").mkdir()
         (folder / "notes").mkdir()
         (folder / "notes" / "paper.txt").write_text("mine")
+        (folder / "notes.removed").mkdir()
         record = (folder / "global_step4" / "checkpoint.json").read_text()
         (folder / "global_step4" / "checkpoint.json").write_text(record.replace('"run": "', '"run": "another'))
 
     run = resume(others, train={"max_epochs": 2})
     assert run.code == 0, run.output[-4000:]
     left = sorted(path.name for path in (run.folder / "checkpoints").iterdir())
-    assert left == ["best_of_mine", "global_step20", "global_step4", "latest", "notes", "zero_to_fp32.py"]
+    assert left == [
+        "best_of_mine",
+        "global_step20",
+        "global_step4",
+        "latest",
+        "notes",
+        "notes.removed",
+        "zero_to_fp32.py",
+    ]
     assert (run.folder / "checkpoints" / "notes" / "paper.txt").exists()
 
 

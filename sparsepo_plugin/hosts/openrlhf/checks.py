@@ -7,7 +7,15 @@ import torch
 
 from ...config import LossConfig, objective_class, taken_from_host
 from ...errors import SparsePOError, first_line
-from ..models import check_head, check_vocabularies, empty_model, join, read_models, refuse_idle_dropout
+from ..models import (
+    check_generation,
+    check_head,
+    check_vocabularies,
+    empty_model,
+    join,
+    read_models,
+    refuse_idle_dropout,
+)
 from .flags import LEAST_COEF, refuse_overwriting
 from .keys import naming_flags
 from .pairs import BadRows, check_pairs
@@ -111,7 +119,9 @@ def check_models(args: SimpleNamespace, config: LossConfig | None = None) -> Any
             _check_model(key, model.config, args)
             if config is not None:
                 check_head(key, model)
-        policy = _with_adapter(models["model.model_name_or_path"], args)
+        policy = models["model.model_name_or_path"]
+        check_generation("model.model_name_or_path", args.model.model_name_or_path, policy)
+        policy = _with_adapter(policy, args)
         if config is not None:
             _check_loss(policy, models.get("ref.model_name_or_path"), args, config)
     return policy.config
@@ -140,9 +150,11 @@ def _check_model(key: str, config: Any, args: SimpleNamespace) -> None:
             "use flash_attention_2, or turn packing off"
         )
     try:
-        empty_model(config, args.model.trust_remote_code, attn_implementation=attention)
+        model = empty_model(config, args.model.trust_remote_code, attn_implementation=attention)
     except (ImportError, ValueError) as error:
         raise SparsePOError(f"ds.attn_implementation: {attention} with {kind} ({key}): {first_line(error)}") from error
+    if args.ds.experts_implementation and not model._can_set_experts_implementation():
+        raise SparsePOError(f"ds.experts_implementation has no effect: {kind} ({key}) has no experts to compute")
 
 
 def _with_adapter(policy: Any, args: SimpleNamespace) -> Any:
@@ -152,10 +164,14 @@ def _with_adapter(policy: Any, args: SimpleNamespace) -> Any:
     lora = args.ds.lora
     if lora.rank == 0:
         return policy
+    if lora.rank > (width := policy.config.get_text_config().hidden_size):
+        raise SparsePOError(f"ds.lora.rank: {lora.rank} is above the model's hidden size, {width}")
     settings = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
     try:
         return get_peft_model(
-            policy, LoraConfig(task_type=TaskType.CAUSAL_LM, target_modules=lora.target_modules, **settings)
+            policy,
+            LoraConfig(task_type=TaskType.CAUSAL_LM, target_modules=lora.target_modules, **settings),
+            low_cpu_mem_usage=True,
         )
     except ValueError as error:
         raise SparsePOError(f"ds.lora.target_modules: {first_line(error)}") from error

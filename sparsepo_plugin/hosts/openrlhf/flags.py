@@ -1,5 +1,6 @@
 """OpenRLHF's own flags, whatever the loss: their ranges, what they need, which have no effect, where they write."""
 
+import errno
 import importlib.util
 import math
 import os
@@ -28,7 +29,8 @@ class Range(NamedTuple):
 _ABOVE_0 = Range("a number above 0", lambda value: value > 0)
 _FROM_0 = Range("0 or above", lambda value: value >= 0)
 _COUNT = Range("a whole number from 1", lambda value: 1 <= value <= LARGEST)
-_WORKERS = Range("a whole number from 0", lambda value: 0 <= value <= LARGEST)
+_WORKERS = Range("a whole number from 0 to 1024", lambda value: 0 <= value <= 1024)
+_SIZE = Range("a whole number from 0", lambda value: 0 <= value <= LARGEST)
 _STEPS = Range("a whole number from 1, or -1", lambda value: value == -1 or 1 <= value <= LARGEST)
 _SHARE = Range("a number from 0 to 1", lambda value: 0 <= value <= 1)
 _BELOW_1 = Range("a number from 0 to below 1", lambda value: 0 <= value < 1)
@@ -51,7 +53,7 @@ RANGES = {
     "data.max_samples": _COUNT,
     "ds.lora.alpha": _COUNT,
     "ds.lora.dropout": _BELOW_1,
-    "ds.lora.rank": _WORKERS,
+    "ds.lora.rank": _SIZE,
     "ds.ring_attn_head_stride": _COUNT,
     "ds.ring_attn_size": _COUNT,
     "ds.tensor_parallel_size": _COUNT,
@@ -179,6 +181,12 @@ def _missing(args: SimpleNamespace) -> dict[str, Any]:
         f"ds.attn_implementation: {shown(attention)} needs a CUDA GPU, there is none here; sdpa and eager do not": (
             ("flash" in attention or "flex" in attention) and not cuda
         ),
+        f"ds.attn_implementation: {shown(attention)} is for generation alone, tokens would see those after them": (
+            "paged" in attention
+        ),
+        "ds.experts_implementation: deepgemm needs a CUDA GPU, and there is none here": (
+            ds.experts_implementation == "deepgemm" and not cuda
+        ),
         "ds.deepcompile: needs a CUDA GPU, and there is none here": ds.deepcompile and not cuda,
         "ds.use_liger_kernel: needs a CUDA GPU, and there is none here": ds.use_liger_kernel and not cuda,
         "ds.use_liger_kernel: needs the package liger_kernel": ds.use_liger_kernel and not _installed("liger_kernel"),
@@ -256,6 +264,7 @@ def _folders(args: SimpleNamespace) -> dict[str, str]:
     folders = {"ckpt.output_dir": args.ckpt.output_dir}
     if args.logger.tensorboard_dir is not None:
         folders["logger.tensorboard_dir"] = args.logger.tensorboard_dir
+        folders["logger.wandb.run_name"] = os.path.join(args.logger.tensorboard_dir, args.logger.wandb.run_name)
     if args.ckpt.save_steps > 0:
         folders["ckpt.path"] = args.ckpt.path
     return folders
@@ -271,6 +280,8 @@ def _check_folder(key: str, folder: str) -> None:
             place = place.parent
         if not place.is_dir():
             raise SparsePOError(f"{key}: a folder is needed, {place} is none")
+        if max(len(os.fsencode(part)) for part in Path(folder).parts) > os.pathconf(place, "PC_NAME_MAX"):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         with TemporaryFile(dir=place):
             pass
     except SparsePOError:

@@ -55,7 +55,7 @@ def load_tokenizer(args: SimpleNamespace, strategy: Any, model_config: Any) -> A
 
 
 def _set_template(tokenizer: Any, given: str | None) -> None:
-    from jinja2 import TemplateError, TemplateSyntaxError
+    from jinja2 import TemplateSyntaxError
 
     tokenizer.chat_template = given or tokenizer.chat_template
     if not tokenizer.chat_template:
@@ -65,7 +65,7 @@ def _set_template(tokenizer: Any, given: str | None) -> None:
     except TemplateSyntaxError as error:
         key = "data.tokenizer_chat_template" if given else "data.apply_chat_template: the tokenizer's chat template"
         raise SparsePOError(f"{key} is not Jinja: {_told(error)}") from error
-    except (TemplateError, ValueError, TypeError, LookupError):
+    except Exception:  # whatever the template raises
         pass  # it wants other messages: what it says of the rows will be told
 
 

@@ -59,6 +59,9 @@ def refuse_keys(args: SimpleNamespace) -> None:
         "data.max_len: must be at least 4: a token of the prompt, one of the response, its end, and one to spare": (
             data.max_len < 4
         ),
+        "data.chosen_key and data.rejected_key: the name of a column is needed, not ''": (
+            not (data.chosen_key and data.rejected_key)
+        ),
         "data.chosen_key and data.rejected_key name the same column": data.chosen_key == data.rejected_key,
         "data.prompt_key names the column of a response": data.prompt_key in (data.chosen_key, data.rejected_key),
         "data.input_template has no effect with data.apply_chat_template, which has a template of its own": (
@@ -137,8 +140,13 @@ class Source:
             raise SparsePOError(f"{key}: {self.part.names!r} has an empty name; names are separated by commas")
         if path.is_file() and not name.endswith(_ENDINGS):
             raise SparsePOError(f"{key}: {name} has the wrong ending; files end in {endings}")
-        if name.endswith(_ENDINGS) and path.is_dir():
-            raise SparsePOError(f"{key}: {name} is a folder; what ends in {path.suffix} must be a file")
+        if name.endswith(_ENDINGS) and path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "no file"
+            raise SparsePOError(f"{key}: {name} is {kind}; what ends in {path.suffix} must be a file")
+        if path.is_file() and "@" in self.name:
+            raise SparsePOError(f"{key}: {self.name}: @ names a folder inside a data set, {name} is a file")
+        if path.is_file() and set(name) & set("*?[]"):
+            raise SparsePOError(f"{key}: {name} has a wildcard (* ? [ ]) in its name, and so would not be found")
         if not path.exists() and (name.endswith(_ENDINGS) or name.startswith(("/", ".", "~"))):
             raise SparsePOError(f"{key}: {name} does not exist; a file ({endings}), a folder or a hub name is needed")
 
