@@ -130,8 +130,8 @@ def process_of(rank: int | str, started: list[int]) -> int:
     """The process of a rank, one of those started or below a launcher; `main` is the first that was started."""
     if rank == "main" or len(started) > 1:
         return started[0 if rank == "main" else rank]
-    places = ((process.pid, process.environ()) for process in descendants())
-    return next(pid for pid, place in places if "LOCAL_RANK" in place and place["RANK"] == str(rank))
+    wanted = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    return next(process.pid for process in descendants() if wanted.items() <= process.environ().items())
 
 
 def descendants() -> list[psutil.Process]:
