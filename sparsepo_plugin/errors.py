@@ -100,8 +100,8 @@ def one_line_errors(
 ) -> Iterator[None]:
     """Turn bad input into one line and exit code 2.
 
-    Mistakes that every rank meets (`met_by_all`, and all before ranks know of each other) are told by the first; those
-    met on the way, such as a mask that fails, by the rank that met them.
+    Mistakes that every rank meets (`met_by_all`, and all before ranks know of each other) are told by the first of
+    each machine; those met on the way, such as a mask that fails, by the rank that met them.
 
     Args:
         echo: Tells the line.
@@ -113,7 +113,7 @@ def one_line_errors(
         # ConfigError is that of the patched OpenRLHF, which need not be installed here.
         if not (isinstance(error, SparsePOError) or type(error).__name__ == "ConfigError"):
             raise
-        first, own = is_first(), _distributed() and not getattr(error, "met_by_all", False)
+        first, own = is_first("LOCAL_RANK"), _distributed() and not getattr(error, "met_by_all", False)
         if not (first or own):  # a launcher ends all ranks as soon as one has left, also the first before it has told
             time.sleep(1)
         if first or own or all_tell:
@@ -130,7 +130,7 @@ def telling_its_starter() -> Iterator[None]:
     """
     path = os.environ.get(REASON)
     if path is None:
-        with one_line_errors():
+        with one_line_errors(), _one_line_of_a_lost_rank():
             yield
         return
     try:
@@ -142,6 +142,19 @@ def telling_its_starter() -> Iterator[None]:
         if not _tell(path, f"sparsepo: error: {fault(error)} (rank {os.environ.get('RANK', '0')})"):
             sys.exit(1)
         raise
+
+
+@contextmanager
+def _one_line_of_a_lost_rank() -> Iterator[None]:
+    """Within the context the end of another rank, perhaps on another machine, is one line and exit code 1."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "/gloo/transport/" not in str(error):
+            raise
+        line = f"another rank has ended, its output says why: {fault(error)} (rank {os.environ.get('RANK', '0')})"
+        print(f"sparsepo: error: {line}", file=sys.stderr)
+        sys.exit(1)
 
 
 @contextmanager
@@ -169,7 +182,7 @@ def _distributed() -> bool:
     return dist is not None and dist.is_initialized()
 
 
-def is_first() -> bool:
-    """Whether no launcher has started another process as the first one."""
-    rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    return not (rank.isdecimal() and count.isdecimal() and 0 < int(rank) < int(count))
+def is_first(rank: str = "RANK") -> bool:
+    """Whether no launcher has started another process as the first one; with `LOCAL_RANK`, on this machine."""
+    place, count = os.environ.get(rank, os.environ.get("RANK", "0")), os.environ.get("WORLD_SIZE", "1")
+    return not (place.isdecimal() and count.isdecimal() and 0 < int(place) < int(count))

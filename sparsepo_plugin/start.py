@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from . import train
-from .errors import telling_its_starter
+from .errors import SparsePOError, telling_its_starter
 
 _MODULES = {"train_dpo": "sparsepo_plugin.train", "train_sft": "sparsepo_plugin.sft"}
 
@@ -24,6 +24,12 @@ def main(program: str, num_processes: int, argv: list[str]) -> None:
         num_processes: 0 for one a GPU, or one without any.
         argv: OpenRLHF's command line, `--config` included.
     """
+    if "LOCAL_RANK" in os.environ:  # a launcher has started this process, and each of the others, as a rank
+        with telling_its_starter():
+            if num_processes:
+                raise SparsePOError("--num-processes has no effect: a launcher has started this process")
+        train.main(argv, program)
+        return
     processes = num_processes or _gpus() or 1
     if processes == 1:
         with _reserved_port() as port:

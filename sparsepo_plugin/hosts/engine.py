@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..faults import GradientWatch
 from ..policy import MaskedPolicy
+from .gathers import gather_one_by_one
 from .guard import Guard
 
 
@@ -43,6 +44,7 @@ def prepare_zero_3(policy: MaskedPolicy, dtype: torch.dtype) -> None:
         policy: Before an engine is around it.
         dtype: Of the models: ZeRO-3 wants one for all parameters and, unlike ZeRO-2, does not see to it itself.
     """
+    gather_one_by_one()
     for parameter in policy.masks.parameters() if policy.masks else ():
         parameter.data = parameter.data.to(dtype)
     # The reference's head is gathered together with the policy's, in forward and backward.
