@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 import trl_runs
-from host_runs import merge
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -87,22 +86,23 @@ def test_saving_by_hand_leaves_the_masks_out_too(make, tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
+NONE = dict.fromkeys((*trl_runs.BASE["loss_options"], "dropout"))
 OTHERS = {
     "sparsepo.l1_reward: 0.001, not 0.5": {"loss_options": {"l1_reward": 0.5}},
     "sparsepo.mask_lr: 0.01, not 0.5": {"loss_options": {"mask_lr": 0.5}},
-    "loss: sparsepo, not tdpo": {"loss": "tdpo", "loss_options": dict.fromkeys(trl_runs.BASE["loss_options"])},
+    "loss: sparsepo, not tdpo": {"loss": "tdpo", "loss_options": NONE},
     "beta: 0.5, not 0.7": {"beta": 0.7},
-    "sparsepo.reward.mask: learned, not activation": {
-        "loss_options": {**dict.fromkeys(("l1_reward", "l1_kl", "mask_lr", "dropout")), "mask": "activation"},
-    },
+    "sparsepo.reward.depth: 1, not 2": {"loss_options": {"depth": 2}},
 }
 
 
 @pytest.mark.parametrize("difference", OTHERS)
 def test_another_run_is_refused(difference, train, make):
     written = train(**KINDS["full"]).folder / "out" / "checkpoint-5"
+    options = {**SAVING["loss_options"], **OTHERS[difference].get("loss_options", {})}
+    over = {**SAVING, **OTHERS[difference], "loss_options": options}  # None leaves a default of the tests out
     with pytest.raises(SparsePOError) as caught:
-        make(**merge(SAVING, OTHERS[difference])).train(resume_from_checkpoint=str(written))
+        make(**over).train(resume_from_checkpoint=str(written))
     assert f"{written} was written by a run with" in str(caught.value) and difference in str(caught.value)
 
 
