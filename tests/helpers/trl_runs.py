@@ -39,6 +39,11 @@ class TrlRun(Run):
     """What a run of TRL left behind."""
 
     @property
+    def launched(self) -> dict[str, Any]:
+        """See the function of this name."""
+        return json.loads((self.folder / "launched.json").read_text())
+
+    @property
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of the metrics file, those of training batches."""
         lines = (self.folder / "out" / "sparsepo_metrics.jsonl").read_text().splitlines()
@@ -92,11 +97,25 @@ def _adapter(given: dict) -> Any:
 
 
 def train(folder: Path, tiny: Path, resume: bool = False, **over: Any) -> TrlRun:
-    """A finished run; see `make_trainer`."""
+    """A finished run, which also says how it was launched; see `make_trainer`."""
     trainer = make_trainer(folder, tiny, **over)
     trainer.train(resume_from_checkpoint=resume or None)
     trainer.save_model()
+    if trainer.is_world_process_zero():
+        (folder / "launched.json").write_text(json.dumps(launched(trainer)))
     return TrlRun(0, "", folder)
+
+
+def launched(trainer: Any) -> dict[str, Any]:
+    """What really ran around the model."""
+    wrapper, parameter = trainer.model_wrapped, next(trainer.model.parameters())
+    stage = wrapper.zero_optimization_stage() if trainer.is_deepspeed_enabled else None
+    return {
+        "processes": trainer.accelerator.num_processes,
+        "wrapper": type(wrapper).__name__,
+        "zero_stage": stage,
+        "sharded": hasattr(parameter, "ds_id"),
+    }
 
 
 if __name__ == "__main__":
@@ -107,3 +126,5 @@ if __name__ == "__main__":
         PartialState(backend="gloo")
         spec["accelerator_config"] = {"use_configured_state": True}
     train(Path(spec.pop("folder")), Path(spec.pop("tiny")), **spec)
+    PartialState().wait_for_everyone()  # or one that still waits for another may abort when that ends
+    PartialState().destroy_process_group()

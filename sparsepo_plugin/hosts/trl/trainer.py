@@ -146,9 +146,10 @@ class SparsePOTrainer(DPOTrainer):
         for group in groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in masks]
         if before - sum(len(group["params"]) for group in groups) != len(masks):
+            name = getattr(self.args.optim, "value", self.args.optim)
             raise SparsePOError(
-                f"optim: {self.args.optim} does not hold the masks' parameters in its groups; leave the optimizer to "
-                "the trainer, and take one that all parameters can be given to"
+                f"optim: {name} does not hold the masks' parameters in its groups; leave the optimizer to the "
+                "trainer, and take one that all parameters can be given to"
             )
         self.optimizer.add_param_group(own)
         return self.optimizer
@@ -269,9 +270,9 @@ class SparsePOTrainer(DPOTrainer):
 
     def _sources(self) -> list[str]:
         """Where the training pairs came from, as far as the data set remembers."""
-        info = getattr(self.train_dataset, "info", None)
-        files = list(getattr(info, "download_checksums", None) or ())
-        return files or [getattr(info, "dataset_name", None) or "pairs in memory"]
+        data = self.train_dataset
+        name = getattr(data.info, "dataset_name", None) or "in memory"
+        return [f"{name}, {data.num_rows} pairs" if hasattr(data, "num_rows") else name]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """TRL's; weights that are not finite are not saved.
