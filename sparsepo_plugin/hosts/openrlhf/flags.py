@@ -280,7 +280,8 @@ def _check_folder(key: str, folder: str) -> None:
             place = place.parent
         if not place.is_dir():
             raise SparsePOError(f"{key}: a folder is needed, {place} is none")
-        if max(len(os.fsencode(part)) for part in Path(folder).parts) > os.pathconf(place, "PC_NAME_MAX"):
+        longest = max(len(os.fsencode(part)) for part in Path(folder).absolute().parts)
+        if longest > os.pathconf(place, "PC_NAME_MAX"):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         with TemporaryFile(dir=place):
             pass
