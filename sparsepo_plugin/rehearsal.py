@@ -8,7 +8,7 @@ from torch import Tensor
 from .config import LossConfig
 from .divergence import TokenStatistics
 from .errors import SparsePOError, naming_faults, shown
-from .masks import Masks, build_masks, refuse_idle_keys
+from .masks import Masks, build_masks, learns, refuse_idle_keys
 from .objectives import ObjectiveOutput
 from .reference import ReferenceFeatures
 from .tokens import MaskPair, ResponseTokens
@@ -38,6 +38,11 @@ def rehearse(config: LossConfig, hidden_size: int, num_layers: int, seed: int) -
         refuse_idle_keys(config, masks)
         tokens = _tokens()
         weights = masks and masks(_features(masks, hidden_size, num_layers), tokens)
+        for role, mask in masks.named_children() if masks else ():
+            if learns(mask) and not getattr(weights, role).requires_grad:
+                raise SparsePOError(
+                    f"{masks.names[role]} has parameters and returns weights without a gradient by them"
+                )
         _rehearse_objective(config, weights, tokens)
     return masks
 

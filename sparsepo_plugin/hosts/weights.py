@@ -34,7 +34,7 @@ def check_weights(key: str, folder: Path, trust_remote_code: bool) -> None:
 
 
 def _compare(key: str, folder: Path, trust_remote_code: bool) -> None:
-    """Have transformers match names and shapes in the files with the model: it would draw what is missing at random."""
+    """Have transformers match names and shapes in the files with the model: what is missing, it draws at random."""
     from transformers import AutoModelForCausalLM
 
     options = {"ignore_mismatched_sizes": True, "trust_remote_code": trust_remote_code}

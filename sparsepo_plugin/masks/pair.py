@@ -4,6 +4,7 @@ import inspect
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..config import FROM_RUN, LossConfig, mask_class, objective_class
 from ..errors import SparsePOError, naming_faults
@@ -111,7 +112,7 @@ def build_masks(config: LossConfig, hidden_size: int, num_layers: int, seed: int
 
 def learns(mask: nn.Module) -> bool:
     """Whether there is anything to train."""
-    return any(True for _ in mask.parameters())
+    return any(parameter.requires_grad for parameter in mask.parameters())
 
 
 def refuse_idle_keys(config: LossConfig, masks: Masks | None) -> None:
@@ -150,6 +151,10 @@ def _build_mask(config: LossConfig, role: str, given: dict[str, int]) -> TokenMa
     asked = {key: value for key, value in given.items() if key in parameters(cls)}
     where = f"{config.section}.{role}" if apart else config.section
     mask = construct(cls, {**asked, **options}, f"mask {name!r}", where)
+    if any(map(is_lazy, mask.parameters())):
+        raise SparsePOError(
+            f"mask {name!r} has parameters that a first batch would shape (lazy modules); give their sizes"
+        )
     undeclared = mask.needs - (cls.needs & set(_FEATURES))
     if undeclared:
         raise SparsePOError(

@@ -22,6 +22,8 @@ class Own(TokenMask):
 
 
 ONES = "return torch.ones(len(tokens))"
+OWN = "super().__init__(); self.w = torch.nn.Parameter(torch.ones(1))"
+LAZY = "super().__init__(); self.w = torch.nn.LazyLinear(1)"
 PLAIN = {"l1_reward": None, "l1_kl": None, "mask_lr": None, "shared": None}
 
 
@@ -64,6 +66,12 @@ PLAIN = {"l1_reward": None, "l1_kl": None, "mask_lr": None, "shared": None}
         (mask(ONES, options=", rate: float"), "sparsepo.rate is needed: it has no default"),
         (mask(ONES, extra="needs = frozenset({'thoughts'})"), "mask 'own_{}:Own' needs thoughts"),
         (mask(ONES, extra="needs = frozenset({'oracle_logps'})"), "needs oracle_logps and has no option `oracle`"),
+        (
+            mask("return self.w(features.last_hidden)[:, 0]", init=LAZY),
+            "has parameters that a first batch would shape",
+        ),
+        (mask(ONES, init=OWN), "has parameters and returns weights without a gradient by them"),
+        (mask(f"{ONES} * self.w.detach()", init=OWN), "has parameters and returns weights without a gradient by them"),
         (f"{HEAD}\nclass Own(TokenMask): pass", "failed: NotImplementedError"),
         (f"{HEAD}\nclass Own: pass", "own_{}:Own is not a sparsepo_plugin.TokenMask"),
         (f"{HEAD}\nclass Own(torch.nn.Module): pass", "own_{}:Own is not a sparsepo_plugin.TokenMask"),
@@ -89,6 +97,13 @@ def test_masks(refused, request, code, says):
     section = {**PLAIN, "mask": f"own_{number}:Own"}
     line = refused((says.replace("{}", str(number)),), over={"sparsepo": section}, files={f"own_{number}.py": code})
     assert "Traceback" not in line
+
+
+def test_a_learning_rate_of_frozen_parameters(refused):
+    code = mask(f"{ONES} * self.w", init=f"{OWN}.requires_grad_(False)")
+    section = {**PLAIN, "mask": "own_frozen:Own", "mask_lr": 0.1}
+    says = "sparsepo.mask_lr has no effect: mask 'own_frozen:Own' has nothing to learn"
+    refused((says,), over={"sparsepo": section}, files={"own_frozen.py": code})
 
 
 def objective(body: str, init: str = "super().__init__()", extra: str = "pass") -> str:

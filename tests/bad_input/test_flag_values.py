@@ -85,6 +85,7 @@ def test_every_number_has_a_range(program):
         ({"lr_scheduler": "cosin"}, "lr_scheduler: expected one of linear, cosine, "),
         ({"lr_scheduler": ""}, "lr_scheduler: expected one of linear, cosine, "),
         ({"lr_scheduler": "warmup_stable_decay"}, "lr_scheduler: expected one of"),
+        ({"lr_scheduler": "reduce_lr_on_plateau"}, "lr_scheduler: expected one of"),
         ({"lr_scheduler": "polynomial", "adam": {"lr": 1e-8}}, "polynomial ends at 1e-7, which adam.lr must"),
         ({"lr_scheduler": "linear", "min_lr_ratio": 0.2}, "min_lr_ratio has no effect without a scheduler"),
         ({"ds": {"grad_accum_dtype": "fp8"}}, "ds.grad_accum_dtype: expected one of bf16, fp16, fp32, got 'fp8'"),

@@ -206,8 +206,9 @@ def _unusable(args: SimpleNamespace) -> dict[str, Any]:
     from transformers import SchedulerType
 
     ds, accumulated = args.ds, args.ds.grad_accum_dtype
-    # warmup_stable_decay has a parameter that OpenRLHF does not pass.
-    schedulers = [kind.value for kind in SchedulerType if kind.value != "warmup_stable_decay"]
+    # The first has a parameter that OpenRLHF does not pass; the other wants a loss, and DeepSpeed tells it the batch size.
+    unusable = ("warmup_stable_decay", "reduce_lr_on_plateau")
+    schedulers = [kind.value for kind in SchedulerType if kind.value not in unusable]
     return {
         "muon.ns_steps and muon.nesterov have no effect: DeepSpeed's Muon takes 5 steps, with Nesterov momentum": (
             args.muon.ns_steps != 5 or not args.muon.nesterov
@@ -280,7 +281,8 @@ def _check_folder(key: str, folder: str) -> None:
             place = place.parent
         if not place.is_dir():
             raise SparsePOError(f"{key}: a folder is needed, {place} is none")
-        if max(len(os.fsencode(part)) for part in Path(folder).parts) > os.pathconf(place, "PC_NAME_MAX"):
+        longest = max(len(os.fsencode(part)) for part in Path(folder).absolute().parts)
+        if longest > os.pathconf(place, "PC_NAME_MAX"):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         with TemporaryFile(dir=place):
             pass
@@ -311,8 +313,11 @@ def refuse_overwriting(args: SimpleNamespace, models: dict[str, str]) -> None:
     """
     for key, folder in _folders(args).items():
         for model, name in models.items():
-            if os.path.isdir(name) and os.path.realpath(folder) == os.path.realpath(name):
+            place = os.path.realpath(name)
+            if os.path.isdir(name) and os.path.realpath(folder) == place:
                 raise SparsePOError(f"{key}: {folder} is {model}, which the run would overwrite; give another folder")
+            if key == "ckpt.path" and os.path.isdir(name) and os.path.realpath(folder) == os.path.dirname(place):
+                raise SparsePOError(f"{key}: {folder} holds {model}, and the run would write its own there")
 
 
 def _launched() -> int:
