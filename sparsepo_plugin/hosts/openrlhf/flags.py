@@ -206,7 +206,7 @@ def _unusable(args: SimpleNamespace) -> dict[str, Any]:
     from transformers import SchedulerType
 
     ds, accumulated = args.ds, args.ds.grad_accum_dtype
-    # The first has a parameter that OpenRLHF does not pass; the other wants a loss, and DeepSpeed gives it a batch size.
+    # The first has a parameter that OpenRLHF does not pass; the other wants a loss, and DeepSpeed gives it the batch.
     unusable = ("warmup_stable_decay", "reduce_lr_on_plateau")
     schedulers = [kind.value for kind in SchedulerType if kind.value not in unusable]
     return {
