@@ -45,13 +45,25 @@ def ds(**over) -> dict:
         ("optimizer in its file", ds(zero_optimization={"stage": 2}, optimizer={"type": "AdamW"})),
         ("scheduler in its file", ds(zero_optimization={"stage": 2}, scheduler={"type": "WarmupLR"})),
         ("stage3_gather_16bit_weights_on_model_save: true", ds(zero_optimization={"stage": 3})),
+        ("is not turned on where ACCELERATE_USE_CPU is set, or use_cpu", ds(zero_optimization={"stage": 2})),
     ],
 )
 def test_deepspeeds_file(reason, file, make, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")  # which the arguments set, for good
+    monkeypatch.setattr("transformers.integrations.deepspeed._hf_deepspeed_config_weak_ref", None)
     with pytest.raises(SparsePOError, match="deepspeed: ") as caught:
         make(model="/no/such/model", **file)
     assert reason in str(caught.value)
+
+
+def test_processes_that_would_train_apart(make, monkeypatch):
+    """Started by torchrun on CPUs, with nothing that says so to accelerate."""
+    from accelerate.state import PartialState
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    PartialState._reset_state()
+    with pytest.raises(SparsePOError, match="2 processes were started, and each would train alone"):
+        make(model="/no/such/model", use_cpu=False)
 
 
 def test_models_before_they_are_loaded(make, tiny):

@@ -124,7 +124,13 @@ def test_the_description_says_everything(tmp_path):
         "dtype": "float32",
         "hidden_size": WIDTH,
         "num_layers": LAYERS,
-        "joining": {"input_template": "Q: {}", "chat_template": False},
+        "joining": {
+            "input_template": "Q: {}",
+            "output_template": None,
+            "chat_template": False,
+            "end": "spaced",
+            "unknown": None,
+        },
     }
 
 

@@ -1,10 +1,12 @@
 """What is refused before a run starts: arguments that a loss cannot honour, and models that cannot be used."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from typing import Any
 
+from accelerate.utils import DistributedType
 from torch import nn
 from transformers.integrations import deepspeed as hf_deepspeed
 from trl import DPOConfig
@@ -68,10 +70,23 @@ def refuse_arguments(args: Any, config: LossConfig) -> None:
         )
         for key in ("beta", "label_smoothing")
     }
-    refusals |= _of_deepspeed(args, config)
+    refusals |= _of_deepspeed(args, config) | _of_launchers(args)
     for reason, applies in refusals.items():
         if applies:
             raise SparsePOError(reason)
+
+
+def _of_launchers(args: Any) -> dict[str, Any]:
+    """Refusals of processes that would not train together, which accelerate starts on CPUs without a word."""
+    started, kind = os.environ.get("WORLD_SIZE", "1"), args.distributed_state.distributed_type
+    return {
+        f"{started} processes were started, and each would train alone: on CPUs set ACCELERATE_USE_CPU=true": (
+            started != "1" and kind == DistributedType.NO
+        ),
+        "deepspeed: is not turned on where ACCELERATE_USE_CPU is set, or use_cpu": (
+            args.deepspeed and kind != DistributedType.DEEPSPEED
+        ),
+    }
 
 
 def _shares_sequences(parallelism: Any) -> bool:
