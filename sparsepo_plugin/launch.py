@@ -30,8 +30,11 @@ def run(command: list[str]) -> int:
     """
     with TemporaryDirectory() as folder, _exit_by_signals():
         reason = Path(folder, "reason")
+        # Launchers that a host starts by their names are those of this environment, also where it is not activated.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         # In a session of its own: Ctrl-C reaches this process alone, which ends the others in order.
-        started = subprocess.Popen(command, env={**os.environ, REASON: str(reason)}, start_new_session=True)
+        environment = {**os.environ, REASON: str(reason), "PATH": path}
+        started = subprocess.Popen(command, env=environment, start_new_session=True)
         try:
             code = started.wait()
         finally:

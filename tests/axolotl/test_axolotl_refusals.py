@@ -1,5 +1,7 @@
 """No configuration that names one of our losses trains plain DPO: one line, exit code not 0, and nothing written."""
 
+import os
+
 import pytest
 import yaml
 from axolotl_runs import ON_CPU, OURS, zero_file
@@ -14,7 +16,7 @@ def assert_refused(done, says, folder):
     lines = [line for line in output.splitlines() if line.startswith("sparsepo: error:")]
     assert len(lines) == 1 and says in lines[0], output[-3000:]
     assert done.returncode == 2 and "Traceback" not in output
-    assert {path.name for path in folder.iterdir()} <= {"run.yaml", "sitecustomize.py"}
+    assert {path.name for path in folder.iterdir()} <= {"run.yaml", "sitecustomize.py", "mine.py", "__pycache__"}
 
 
 @pytest.fixture
@@ -35,11 +37,13 @@ def write(config, tmp_path):
     [
         ("accelerate", UNLISTED, f"{NEEDED}, without which Axolotl drops it and trains DPO; listed: none"),
         ("torchrun", {"plugins": [OURS.removesuffix("n")]}, f"{NEEDED}, without which"),
-        ("python", {"sparsepo": {"masks": "learned"}}, "sparsepo.masks is not a key of this section"),
+        ("python", {"sparsepo": {"masks": "a"}, "loss_plugins": ["mine"]}, "sparsepo.masks is not a key of this"),
     ],
 )
 def test_before_a_launcher_is_started(launcher, over, says, server, write, tmp_path):
-    done = server.run("axolotl", "train", write(**over), "--launcher", launcher)
+    """Modules of one's own are found in the current folder."""
+    (tmp_path / "mine.py").touch()
+    done = server.run("axolotl", "train", write(**over), "--launcher", launcher, cwd=tmp_path)
     assert_refused(done, says, tmp_path)
 
 
@@ -90,6 +94,17 @@ def test_what_accelerate_does_on_cpus_without_a_word(deepspeed, server, write, t
     says = "deepspeed: is not turned on where ACCELERATE_USE_CPU is set" if deepspeed else "each would train alone"
     assert done.returncode == 2 and output.count("sparsepo: error:") == 1 and says in output, output[-3000:]
     assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
+def test_by_our_own_command_line(server, write, tmp_path):
+    """It tells the reason last, of a run that had started too; a good file is said to be one."""
+    file = write(plugins=[OURS, ON_CPU])
+    checked = server.run("sparsepo", "check", file)
+    assert checked.stdout == f"{file}: ok, loss: sparsepo\n", checked.stderr
+    assert "rl_beta: a number is needed" in server.run("sparsepo", "check", file, "--rl-beta", "high").stderr
+    options = ["--num-processes", "2", "--", "--multi_gpu"]  # without ACCELERATE_USE_CPU
+    done = server.run("sparsepo", "train", file, *options, PATH=os.defpath)
+    assert done.returncode != 0 and "each would train alone" in done.stderr.splitlines()[-1], done.stderr[-3000:]
 
 
 def test_axolotls_own_runs_are_left_alone(server, write, tmp_path):

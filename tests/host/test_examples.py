@@ -1,4 +1,4 @@
-"""Every shipped YAML is accepted by the real parser and by the loss."""
+"""Every shipped YAML of OpenRLHF is accepted by the real parser and by the loss."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import pytest
 
 from sparsepo_plugin.hosts.openrlhf.program import load_program
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.yaml"))
+FILES = sorted((Path(__file__).parents[2] / "examples").rglob("*.yaml"))
+EXAMPLES = [path for path in FILES if "axolotl" not in path.parts]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -8,6 +8,7 @@ modules, and does nothing where Axolotl is not imported. TORCH_DEVICE_BACKEND_AU
 that lists the plugin is then still checked, by the plugin.
 """
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -45,9 +46,9 @@ class _Watch(MetaPathFinder):
 def _checked(function: Callable, check: Callable) -> Callable:
     @wraps(function)
     def checked(*args: Any, **values: Any) -> Any:
-        from ...errors import one_line_errors
+        from ...errors import telling_its_starter
 
-        with one_line_errors():
+        with telling_its_starter():
             check(*args, **values)
         return function(*args, **values)
 
@@ -66,6 +67,7 @@ def _before_launch(file: str, launcher: str | None, cloud: str | None, overrides
     from . import read_config
     from .checks import check_run
 
+    sys.path.insert(0, os.getcwd())  # where modules of `loss_plugins` are looked for, as under `python -m`
     if not cloud and Path(file).is_file() and check_run(read_config(Path(file), overrides)):
         load_plugin()
 

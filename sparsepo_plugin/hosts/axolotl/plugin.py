@@ -4,7 +4,7 @@ from typing import Any
 
 from axolotl.integrations.base import BasePlugin
 
-from ...errors import one_line_errors
+from ...errors import telling_its_starter
 from .checks import TRAINER, check_run, loss_arguments
 
 
@@ -21,7 +21,7 @@ class SparsePOPlugin(BasePlugin):
             cfg: As the YAML and the command line gave it.
         """
         plain = cfg.to_dict()
-        with one_line_errors():
+        with telling_its_starter():
             check_run(plain)
         cfg.update(loss_arguments(plain), trainer_cls=TRAINER)
 

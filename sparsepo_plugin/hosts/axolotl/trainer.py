@@ -8,7 +8,7 @@ from axolotl.core.trainers.dpo import DPOStrategy
 from axolotl.integrations.base import PluginManager
 
 from ...checkpoint import RunDescription, save_masks, versions_of
-from ...errors import SparsePOError, met_by_all, one_line_errors
+from ...errors import SparsePOError, met_by_all, telling_its_starter
 from ...texts import Joining
 from ..trl import SparsePOTrainer
 from .strategies import describe_joining
@@ -24,13 +24,13 @@ class AxolotlSparsePOTrainer(SparsePOTrainer, DPOStrategy.get_trainer_class()):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._cfg, self._rows = PluginManager.get_instance().cfg, kwargs["train_dataset"]
-        with one_line_errors(), met_by_all():
+        with telling_its_starter(), met_by_all():
             super().__init__(*args, **kwargs)
             self._refuse_to_train_apart()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `SparsePOTrainer`; leaves the masks where Axolotl will save the model, in most cases by itself."""
-        with one_line_errors():
+        with telling_its_starter():
             output = super().train(*args, **kwargs)
             self.guard.check_weights(self.state.global_step)
         if self.args.should_save and self.masked.masks:
