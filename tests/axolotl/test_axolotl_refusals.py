@@ -1,6 +1,8 @@
 """No configuration that names one of our losses trains plain DPO: one line, exit code not 0, and nothing written."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -103,7 +105,8 @@ def test_by_our_own_command_line(server, write, tmp_path):
     assert checked.stdout == f"{file}: ok, loss: sparsepo\n", checked.stderr
     assert "rl_beta: a number is needed" in server.run("sparsepo", "check", file, "--rl-beta", "high").stderr
     options = ["--num-processes", "2", "--", "--multi_gpu"]  # without ACCELERATE_USE_CPU
-    done = server.run("sparsepo", "train", file, *options, PATH=os.defpath)
+    command = Path(sys.executable).with_name("sparsepo")  # of an environment that is not activated
+    done = server.run(command, "train", file, *options, PATH=os.defpath)
     assert done.returncode != 0 and "each would train alone" in done.stderr.splitlines()[-1], done.stderr[-3000:]
 
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from sparsepo_plugin import SparsePOError
-from sparsepo_plugin.hosts.axolotl import command, read_config
+from sparsepo_plugin.hosts.axolotl import check, command, read_config
 from sparsepo_plugin.hosts.axolotl.checks import PLUGIN, check_config, key_of_ours
 
 GOOD = {"base_model": "model", "plugins": [PLUGIN], "rl": "dpo", "loss": "sparsepo", "sparsepo": {"mask": "learned"}}
@@ -92,6 +92,25 @@ def test_yaml_of_the_documents(name):
     text = (Path(__file__).parents[2] / name).read_text()
     (block,) = [part.partition("```")[0] for part in text.split("```yaml\n")[1:] if PLUGIN in part.partition("```")[0]]
     assert check_config(yaml.safe_load(block)).loss == "sparsepo"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--trl.beta", "x"], "trl.beta: a number is needed, not 'x'"),
+        (["--rl-beta=high", "--seed", "1"], "rl_beta: a number is needed, not 'high'"),
+        (["--sample-packing"], "sample_packing: must be off"),
+        (["--rl", "orpo", "--", "--rl", "dpo"], "needs rl: dpo, not 'orpo'"),
+    ],
+)
+def test_words_of_a_command_line(words, says, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(changed(base_model=None)))
+    assert check(file, []) == "sparsepo"
+    assert check(file, ["--rl-beta", "0.5"]) == "sparsepo"
+    with pytest.raises(SparsePOError) as caught:
+        check(file, words)
+    assert says in str(caught.value)
 
 
 def test_overrides_of_the_command_line(tmp_path):

@@ -71,7 +71,7 @@ def read_config(file: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
 def _options(words: list[str]) -> dict[str, Any]:
     """Words of a command line by key: `--trl.beta 0.1`, `--rl-beta=0.1`, `--sample-packing`."""
     options = {}
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
         if word == "--":  # what follows is the launcher's
             break
         key, given, value = word.removeprefix("--").partition("=")
