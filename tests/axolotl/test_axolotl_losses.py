@@ -10,6 +10,7 @@ from host_runs import difference_of_weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sparsepo_plugin import load_run
+from sparsepo_plugin.checkpoint import load_description
 from sparsepo_plugin.record import read_metrics
 
 THIRD_PARTY = Path(__file__).parents[1] / "third_party"
@@ -24,6 +25,7 @@ def test_loss_dpo_equals_axolotls_own(train):
     assert len(logged) == 10 and logged[0] != logged[-1]
     assert (losses(ours) - logged).abs().max() < LOSS
     assert difference_of_weights(ours, own) < WEIGHTS
+    assert load_description(ours.folder / "out").loss.loss == "dpo"  # also of a loss without masks
 
 
 def test_a_loss_of_somebody_elses(config, launch):

@@ -57,6 +57,7 @@ def changed(**over):
         ({"rl_adapter_ref_model": True}, "rl_adapter_ref_model: must be off"),
         ({"context_parallel_size": 2}, "context_parallel_size: must be 1"),
         ({"tensor_parallel_size": 2}, "tensor_parallel_size: must be 1"),
+        ({"adapter": "lora", "fsdp_version": 2}, "fsdp_version: 2 with an adapter is not possible"),
         ({"torch_compile": True}, "torch_compile: must be off"),
         ({"use_ray": True}, "use_ray: must be off"),
     ],

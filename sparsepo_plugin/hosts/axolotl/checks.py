@@ -168,6 +168,9 @@ def _refuse_keys(cfg: Mapping[str, Any], loss: str) -> None:
         "tensor_parallel_size: must be 1, the vocabulary head is used row by row and cannot be split": (
             (cfg.get("tensor_parallel_size") or 1) > 1
         ),
+        "fsdp_version: 2 with an adapter is not possible, Axolotl saves the adapter past the trainer, without masks": (
+            cfg.get("adapter") and str(cfg.get("fsdp_version")) == "2"
+        ),
         "torch_compile: must be off, it compiles the forward that reference hooks read from": cfg.get("torch_compile"),
         "use_ray: must be off, its workers validate the configuration once more, without the loss": cfg.get("use_ray"),
     }

@@ -6,6 +6,7 @@ from typing import Any
 from accelerate.utils import DistributedType
 from axolotl.core.trainers.dpo import DPOStrategy
 from axolotl.integrations.base import PluginManager
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ...checkpoint import RunDescription, save_masks, versions_of
 from ...errors import SparsePOError, met_by_all, telling_its_starter
@@ -29,12 +30,14 @@ class AxolotlSparsePOTrainer(SparsePOTrainer, DPOStrategy.get_trainer_class()):
             self._refuse_to_train_apart()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """See `SparsePOTrainer`; leaves the masks where Axolotl will save the model, in most cases by itself."""
+        """See `SparsePOTrainer`; leaves masks and description where Axolotl is about to save the model."""
         with telling_its_starter():
             output = super().train(*args, **kwargs)
             self.guard.check_weights(self.state.global_step)
-        if self.args.should_save and self.masked.masks:
-            save_masks(self.args.output_dir, self.description, self.masked.masks.state_dict())
+        # Weights that are sharded Axolotl saves by `save_model`, all others past the trainer.
+        if self.args.should_save and not (is_deepspeed_zero3_enabled() or self.is_fsdp_enabled):
+            masks = self.masked.masks
+            save_masks(self.args.output_dir, self.description, masks.state_dict() if masks else {})
         return output
 
     def _describe(self, joining: Joining) -> RunDescription:
