@@ -21,7 +21,7 @@ class Recipe(NamedTuple):
     Attributes:
         host: Whose it is, the folder's name.
         experiment: What it is of.
-        method: Its loss; `sft` for what comes before preferences.
+        method: Its loss; `sft` for what comes before preferences, `any` for a script that is told its loss.
         name: Its path below the folder of examples, without the ending.
     """
 
@@ -80,7 +80,8 @@ def _is_copy(path: Path, text: str) -> bool:
 def _read(file: Path) -> Recipe:
     text, name = file.read_text(encoding="utf-8"), _name(file)
     loss = _LOSS.search(text)
-    return Recipe(name.partition("/")[0], _SUBJECT.match(text)[1].strip(), loss[1] if loss else "sft", name)
+    method = loss[1] if loss else "sft" if file.suffix == ".yaml" else "any"
+    return Recipe(name.partition("/")[0], _SUBJECT.match(text)[1].strip(), method, name)
 
 
 def _name(file: Path) -> str:

@@ -37,7 +37,8 @@ def test_what_a_row_says():
     rows = {row.name: row[:3] for row in list_recipes()}
     assert rows["openrlhf/paper/imdb_tdpo_v2"] == ("openrlhf", "Sentiment control", "tdpo")
     assert rows["openrlhf/paper/hh_sft"] == ("openrlhf", "Helpfulness and harmlessness", "sft")
-    assert rows["openrlhf/lora"] == ("openrlhf", "LoRA", "sparsepo")
+    assert rows["axolotl/qlora"] == ("axolotl", "QLoRA", "sparsepo")
+    assert rows["trl/sparsepo"] == ("trl", "SparsePO with TRL", "any")
 
 
 def test_a_copy_brings_what_it_reads_and_names_what_is_there(here, tmp_path):
