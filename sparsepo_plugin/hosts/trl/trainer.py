@@ -25,6 +25,7 @@ from ...reference import Runner
 from ...step import PreferenceStep, StepOutput
 from ...texts import Joining
 from ...tokens import ResponseTokens
+from ..models import check_head
 from .checks import check_models
 from .config import SparsePOTrainerConfig, read_loss
 from .guard import LoopGuard
@@ -68,6 +69,7 @@ class SparsePOTrainer(DPOTrainer):
         super().__init__(model, ref_model, host_args, **kwargs)
         self.args.precompute_ref_log_probs = self.precompute_ref_logps = False
 
+        check_head("peft_config", self.model)
         reference = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
         with naming_flags():
             self.masked = AttachedPolicy(self.model, reference, config, args.seed)
@@ -77,6 +79,7 @@ class SparsePOTrainer(DPOTrainer):
         self.guard = self._make_guard()
         self.step = PreferenceStep(self.masked, on_fault=self.guard.note)
         self.metrics_file: MetricsFile | None = None
+        self._skipped_steps = 0
         for usual, short in SHORT.items():
             if self.pop_callback(usual):
                 self.add_callback(short)
@@ -189,8 +192,6 @@ class SparsePOTrainer(DPOTrainer):
         self._skipped_steps += skipped
         if self.masked.loss_config.on_nonfinite == "skip" or self.args.fp16:
             self._metrics["train"]["skipped_steps"] = [float(self._skipped_steps)]
-
-    _skipped_steps = 0
 
     def _compute_loss(self, model: nn.Module, inputs: Mapping[str, Tensor], return_outputs: bool) -> Tensor:
         """One micro-batch.
