@@ -39,7 +39,7 @@ def run(command: list[str]) -> int:
             code = started.wait()
         finally:
             _end_group(started)
-        code = code - 256 if code > 192 else code  # DeepSpeed's launcher ends with that of a signal modulo 256
+        code = code - 256 if 256 - code in set(signal.Signals) else code  # DeepSpeed's launcher: a signal modulo 256
         if code:
             line = reason.read_text() if reason.exists() else _unexplained(code)
             print(f"\n{line}", file=sys.stderr)  # a progress bar may stand in the last line

@@ -1,14 +1,18 @@
 """What the machine, its packages and the launcher's variables can get wrong."""
 
+import sys
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
+from sparsepo_plugin import train
 from sparsepo_plugin.cli import app
 from sparsepo_plugin.hosts.openrlhf import flags, patched
+from sparsepo_plugin.launch import run
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,33 @@ def test_only_the_first_rank_tells(monkeypatch, tmp_path):
         monkeypatch.setenv("RANK", rank)
         result = CliRunner().invoke(app, ["check", str(tmp_path / "absent.yaml")])
         assert (result.exit_code, result.stderr.count("sparsepo: error: ")) == (2, lines)
+
+
+def test_a_start_without_a_launcher(monkeypatch, capsys):
+    """DeepSpeed would ask MPI, which is not there either."""
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit, match="2"):
+        train.main(["--config", "absent.yaml"])
+    said = "sparsepo: error: RANK is not in the environment: start with `sparsepo train`, deepspeed or torchrun\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("code", "says"), [(200, "exit code 200 and gave no reason"), (-9, "SIGKILL"), (247, "SIGKILL")]
+)
+def test_an_end_without_a_reason(capfd, code, says):
+    end = f"import os; os.kill(os.getpid(), {-code})" if code < 0 else f"import os; os._exit({code})"
+    assert run([sys.executable, "-c", end]) == (137 if says == "SIGKILL" else code)
+    assert says in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_an_accelerator_that_does_not_exist(config, sparsepo, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(config()))
+    done = sparsepo("check", file, DS_ACCELERATOR="nonsense")
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and last.startswith("sparsepo: error: OpenRLHF cannot be imported: ValueError: ")
+    assert "DS_ACCELERATOR" in last and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("command", ["check", "train", "sft"])

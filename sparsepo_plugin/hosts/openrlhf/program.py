@@ -4,6 +4,7 @@ import importlib
 from types import SimpleNamespace
 from typing import Any
 
+from ...errors import naming_faults
 from ..gathers import gather_one_by_one
 from .flags import check_flags
 from .overlay import activate
@@ -30,8 +31,9 @@ def load_program(program: str = "train_dpo") -> Any:
     """A program of the patched `openrlhf.cli`.
 
     Raises:
-        SparsePOError: OpenRLHF is missing, has another version, or the patches do not apply.
+        SparsePOError: OpenRLHF is missing, has another version, or the patches do not apply; or what it imports fails.
     """
     activate()
-    gather_one_by_one()
-    return importlib.import_module(f"openrlhf.cli.{program}")
+    with naming_faults("OpenRLHF cannot be imported", None):
+        gather_one_by_one()
+        return importlib.import_module(f"openrlhf.cli.{program}")
