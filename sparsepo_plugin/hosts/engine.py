@@ -57,7 +57,7 @@ def _overflows(engine: Any) -> bool:
     optimizer = engine.optimizer
     if hasattr(optimizer, "check_overflow"):  # ZeRO 1 to 3
         optimizer.check_overflow()
-        optimizer.check_grad_overflow = False  # it would look again
+        optimizer.check_grad_overflow = optimizer.overflow  # newer ones forget what was found, and look again
         return optimizer.overflow
     gradients = [_local_gradient(parameter) for parameter in engine.module.parameters()]
     found = torch.stack([has_inf_or_nan(own) for own in gradients if own is not None]).any().byte()
