@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .divergence import TokenStatistics
-from .errors import SparsePOError
+from .errors import SparsePOError, met_by_all
 from .faults import PATIENCE, GradientWatch, NonFinite, fault_of_loss, stop_or_warn, terms_of_loss
 from .masks import learns
 from .metrics import token_metrics
@@ -116,7 +117,7 @@ class PreferenceStep:
             result.loss = result.loss * math.nan  # the gradient of an infinite one may be finite
         if torch.is_grad_enabled():
             self.gradients.keep(number, tokens, output["statistics"], output["masks"])
-            metrics |= self._watch_masks(metrics, number)
+            metrics |= self._watch_masks(metrics, number, result.loss.device)
         return StepOutput(
             loss=result.loss,
             chosen_rewards=result.chosen_rewards,
@@ -158,24 +159,25 @@ class PreferenceStep:
         finite = all(map(math.isfinite, numbers[: len(sums)]))
         return dict(zip(found, numbers[len(sums) :], strict=True)), finite
 
-    def _watch_masks(self, metrics: dict[str, float], number: int) -> dict[str, float]:
-        """For how many steps in a row each mask that learns has been zero on every token; it may never come back.
+    def _watch_masks(self, metrics: dict[str, float], number: int, device: torch.device) -> dict[str, float]:
+        """For how many steps in a row each mask that learns was zero on all ranks' tokens; it may never come back.
 
         Raises:
-            SparsePOError: for `PATIENCE`, with `on_dead_mask: stop`.
+            SparsePOError: for `PATIENCE`, with `on_dead_mask: stop`, on all ranks.
         """
         dead_steps = {}
-        for role, mask in self.masks.named_children() if self.masks else ():
-            if not learns(mask):
-                continue
+        roles = [role for role, mask in self.masks.named_children() if learns(mask)] if self.masks else []
+        for role, sparsity in zip(roles, _least_sparsity(metrics, roles, device), strict=True):
             self._last_alive.setdefault(role, number - 1)
-            if min(metrics[f"sparsity_{role}_chosen"], metrics[f"sparsity_{role}_rejected"]) < 100.0:
+            if sparsity < 100.0:
                 self._last_alive[role] = number
                 self._dead.discard(role)
             steps = number - self._last_alive[role]
             dead_steps[f"dead_steps_{role}"] = float(steps)
             if steps >= PATIENCE and self.config.on_dead_mask == "stop":
-                raise SparsePOError(f"step {number}, the last of {steps} in a row: {self._advice_on_dead_mask(role)}")
+                with met_by_all():
+                    advice = self._advice_on_dead_mask(role)
+                    raise SparsePOError(f"step {number}, the last of {steps} in a row: {advice}")
             if steps and role not in self._dead:
                 self._dead.add(role)
                 logger.warning("step %d: %s", number, self._advice_on_dead_mask(role))
@@ -188,3 +190,13 @@ class PreferenceStep:
         if "min" in self.config.masks[role].options:
             advice += f", or set {section}.min above 0"
         return f"the {role} mask is zero on every response token of the batch; {advice}"
+
+
+def _least_sparsity(metrics: dict[str, float], roles: list[str], device: torch.device) -> list[float]:
+    """Of each role's mask on chosen or rejected responses, on any rank: the tokens of one alone are few."""
+    least = [min(metrics[f"sparsity_{role}_{side}"] for side in ("chosen", "rejected")) for role in roles]
+    if not roles or not dist.is_initialized() or dist.get_world_size() == 1:
+        return least
+    everywhere = torch.tensor(least, device=device)
+    dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
+    return everywhere.tolist()

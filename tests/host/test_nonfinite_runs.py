@@ -71,7 +71,7 @@ def refusal(run: Run) -> str:
     assert run.code == 2, run.output[-4000:]
     lines = [line for line in run.output.splitlines() if "sparsepo: error:" in line]
     assert len(lines) == 1 and "Traceback" not in run.output, run.output[-4000:]
-    assert not list((run.folder / "out").iterdir())
+    assert {path.name for path in (run.folder / "out").iterdir()} <= {"sparsepo_metrics.jsonl"}
     return lines[0]
 
 
@@ -232,3 +232,35 @@ def test_a_mask_that_stays_dead(config, launch):
     assert [*range(20)] == warned.scalars("train/dead_steps_reward") == warned.scalars("train/dead_steps_kl")
     line = refusal(launch(config(sparsepo={**section, "on_dead_mask": "stop"}, **over)))
     assert "step 11, the last of 10 in a row: the reward mask is zero on every response token" in line
+
+
+OF_ONE_RANK = """
+import os
+
+import torch
+
+from sparsepo_plugin import TokenMask
+
+
+class Own(TokenMask):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, features, tokens):
+        return (self.weight * (os.environ["RANK"] == os.environ["ALIVE"])).expand(len(tokens))
+"""
+
+
+@pytest.mark.parametrize("alive", ["1", "none"])
+def test_a_mask_is_dead_where_it_is_zero_on_the_tokens_of_all_ranks(alive, config, launch, tmp_path):
+    """Those of one rank are few, and zeros there alone no reason to stop."""
+    (tmp_path / "of_one_rank.py").write_text(OF_ONE_RANK.replace('os.environ["ALIVE"]', repr(alive)))
+    section = {"mask": "of_one_rank:Own", "shared": None, "l1_reward": None, "l1_kl": None, "on_dead_mask": "stop"}
+    settings = config(sparsepo=section, train={"micro_batch_size": 4})
+    run = launch(settings, processes=2, folder=tmp_path, path=tmp_path)
+    if alive == "1":
+        assert run.code == 0 and set(run.scalars("train/dead_steps_reward")) == {0.0}, run.output[-4000:]
+    else:
+        line = refusal(run)
+        assert "step 10, the last of 10 in a row: the reward mask is zero" in line and "(rank 1)" not in line
