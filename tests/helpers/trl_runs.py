@@ -9,6 +9,7 @@ import torch
 from accelerate import PartialState
 from datasets import load_dataset
 from host_runs import Run, merge
+from transformers import set_seed
 
 # Ten fp32 steps with learned, independent masks, and the optimizer of the `config` fixture.
 BASE = {
@@ -76,6 +77,7 @@ def make_trainer(folder: Path, tiny: Path, *, plain: bool = False, lora: dict | 
     order, evaluated = over.pop("order", None), over.pop("evaluated", 0)
     given = merge(merge(BASE, {"output_dir": str(folder / "out")}), over)
     if plain:
+        set_seed(42)  # as ours does: older releases draw an adapter before they seed
         given = {key: value for key, value in given.items() if not key.startswith("loss_") and key != "loss"}
     pairs = load_dataset("json", data_files=str(tiny / "ended.jsonl"), split="train", cache_dir=str(folder / "cache"))
     trained = pairs if order is None else pairs.select(order)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import TrainerState
+from transformers import TrainerState, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOTrainer
 from trl.data_utils import is_conversational
@@ -66,6 +66,7 @@ class SparsePOTrainer(DPOTrainer):
         host_args = copy(args)
         host_args.disable_dropout = False  # of the policy's config alone, by the loss's section
         host_args.precompute_ref_log_probs = not config.uses_reference  # or TRL would load one
+        set_seed(args.seed)  # the start of an adapter is drawn, and older releases of TRL seed after that
         super().__init__(model, ref_model, host_args, **kwargs)
         self.args.precompute_ref_log_probs = self.precompute_ref_logps = False
 
