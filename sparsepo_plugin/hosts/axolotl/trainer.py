@@ -1,9 +1,7 @@
 """The trainer that the plugin names: TRL's with our losses, and Axolotl's additions to TRL's."""
 
-import os
 from typing import Any
 
-from accelerate.utils import DistributedType
 from axolotl.core.trainers.dpo import DPOStrategy
 from axolotl.integrations.base import PluginManager
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -27,7 +25,8 @@ class AxolotlSparsePOTrainer(SparsePOTrainer, DPOStrategy.get_trainer_class()):
         self._cfg, self._rows = PluginManager.get_instance().cfg, kwargs["train_dataset"]
         with telling_its_starter(), met_by_all():
             super().__init__(*args, **kwargs)
-            self._refuse_to_train_apart()
+            if self._cfg["deepspeed"] and not self.is_deepspeed_enabled:  # Axolotl turns it on past the arguments
+                raise SparsePOError("deepspeed: is not turned on where ACCELERATE_USE_CPU is set")
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `SparsePOTrainer`; leaves masks and description where Axolotl is about to save the model."""
@@ -51,17 +50,3 @@ class AxolotlSparsePOTrainer(SparsePOTrainer, DPOStrategy.get_trainer_class()):
 
     def _sources(self) -> list[str]:
         return [dataset["path"] for dataset in self._cfg["datasets"]]
-
-    def _refuse_to_train_apart(self) -> None:
-        """Refuse processes that do not know of each other, which accelerate starts on CPUs without a word.
-
-        Raises:
-            SparsePOError: says what to set.
-        """
-        started = int(os.environ.get("WORLD_SIZE", 1))
-        if started > 1 and self.accelerator.distributed_type == DistributedType.NO:
-            raise SparsePOError(
-                f"{started} processes were started, and each would train alone: on CPUs set ACCELERATE_USE_CPU=true"
-            )
-        if self._cfg["deepspeed"] and not self.is_deepspeed_enabled:
-            raise SparsePOError("deepspeed: is not turned on where ACCELERATE_USE_CPU is set")
