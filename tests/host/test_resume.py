@@ -218,16 +218,9 @@ def test_rotation_removes_what_this_run_wrote_alone(resume):
 
     run = resume(others, train={"max_epochs": 2})
     assert run.code == 0, run.output[-4000:]
-    left = sorted(path.name for path in (run.folder / "checkpoints").iterdir())
-    assert left == [
-        "best_of_mine",
-        "global_step20",
-        "global_step4",
-        "latest",
-        "notes",
-        "notes.removed",
-        "zero_to_fp32.py",
-    ]
+    left = {path.name for path in (run.folder / "checkpoints").iterdir()}
+    scripts = {name for name in left if name.startswith("zero_to_")}  # DeepSpeed's, one more in a later release
+    assert left - scripts == {"best_of_mine", "global_step20", "global_step4", "latest", "notes", "notes.removed"}
     assert (run.folder / "checkpoints" / "notes" / "paper.txt").exists()
 
 
