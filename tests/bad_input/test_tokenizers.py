@@ -97,7 +97,7 @@ SPOILED = {
     "an unknown kind of tokenizer": (edit("tokenizer.json", lambda t: t["model"].update(type="None")), (CANNOT,)),
     "no words": (edit("tokenizer.json", no_words), (EMPTY,)),
     "a configuration that is no JSON": (write(CONFIG, "{"), (CANNOT, "JSONDecodeError")),
-    "a configuration that is a list": (write(CONFIG, "[]"), (CANNOT, "TypeError")),
+    "a configuration that is a list": (write(CONFIG, "[]"), (CANNOT, "'list'")),
     "a number as eos_token": (edit(CONFIG, lambda c: c.update(eos_token=5)), (CANNOT, "eos_token")),
     "no eos_token": (edit(CONFIG, lambda c: c.pop("eos_token")), ("has no eos_token", "every response ends")),
     "an empty eos_token": (edit(CONFIG, lambda c: c.update(eos_token="")), ("has no eos_token",)),

@@ -116,9 +116,9 @@ def check_models(args: SimpleNamespace, config: LossConfig | None = None) -> Any
         models = read_models(names, args.model.trust_remote_code)
         check_vocabularies(models)
         for key, model in models.items():
-            _check_model(key, model.config, args)
             if config is not None:
                 check_head(key, model)
+            _check_model(key, model.config, args)
         policy = models["model.model_name_or_path"]
         check_generation("model.model_name_or_path", args.model.model_name_or_path, policy)
         policy = _with_adapter(policy, args)

@@ -311,12 +311,12 @@ def refuse_overwriting(args: SimpleNamespace, models: dict[str, str]) -> None:
     Raises:
         SparsePOError: names both keys.
     """
+    places = {model: os.path.realpath(name) for model, name in models.items() if os.path.isdir(name)}
     for key, folder in _folders(args).items():
-        for model, name in models.items():
-            place = os.path.realpath(name)
-            if os.path.isdir(name) and os.path.realpath(folder) == place:
+        for model, place in places.items():
+            if os.path.realpath(folder) == place:
                 raise SparsePOError(f"{key}: {folder} is {model}, which the run would overwrite; give another folder")
-            if key == "ckpt.path" and os.path.isdir(name) and os.path.realpath(folder) == os.path.dirname(place):
+            if key == "ckpt.path" and os.path.realpath(folder) == os.path.dirname(place):
                 raise SparsePOError(f"{key}: {folder} holds {model}, and the run would write its own there")
 
 
