@@ -175,7 +175,7 @@ def report(
     run: RunFolder,
     output: Annotated[Path, typer.Option("-o", "--output", help="An HTML file; it needs nothing else.")],
     pairs: Annotated[Path | None, typer.Option(help="Pairs, JSON lines: show what the run makes of them.")] = None,
-    count: Annotated[int, typer.Option("-n", help="The first so many pairs.")] = 8,
+    count: Annotated[int | None, typer.Option("-n", help="The first so many pairs; 8 without it.")] = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Put a run on one page: its last numbers, curves, masks, tokens and options."""

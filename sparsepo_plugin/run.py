@@ -16,7 +16,7 @@ from .masks import Masks
 from .policy import REFERENCE_ADAPTER, MaskedPolicy
 from .reference import Runner
 from .step import PreferenceStep, StepOutput
-from .texts import Text
+from .texts import Text, token_text
 from .tokens import ResponseTokens
 
 
@@ -141,7 +141,7 @@ class Run:
             "advantage": output.advantage,
         }
         return TokenTable(
-            text=[_text(self.tokenizer, label) for label in tokens.labels.tolist()],
+            text=[token_text(self.tokenizer, label) for label in tokens.labels.tolist()],
             response=[names[sequence] for sequence in tokens.sequence.tolist()],
             **{name: column if column is None else column.cpu() for name, column in columns.items()},
         )
@@ -219,12 +219,6 @@ def _runner(model: nn.Module | None, inputs: dict[str, Tensor]) -> Runner | None
 
 def _weighed(mask: Tensor | None, values: Tensor | None) -> Tensor | None:
     return values if mask is None or values is None else mask * values
-
-
-def _text(tokenizer: Any, label: int) -> str:
-    """A token as text; the decoders of SentencePiece's tokens, which have ▁ for a space, drop one that comes first."""
-    piece = tokenizer.convert_ids_to_tokens(label)
-    return piece.replace("▁", " ") if "▁" in piece else tokenizer.decode([label])
 
 
 def _take(column: list | Tensor | None, rows: list[int]) -> list | Tensor | None:

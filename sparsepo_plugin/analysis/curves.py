@@ -11,7 +11,7 @@ from ..errors import SparsePOError
 from ..record import METRICS, read_metrics
 from . import distributions
 from .files import check_output, names_of, write_output
-from .pairs import Pair, ask, read_pairs
+from .pairs import Pair, ask, check_count, read_pairs
 from .plots import Axes, Figure, colours, draw_key, new_figure, save
 
 _SIDES = ("chosen", "rejected")
@@ -47,6 +47,7 @@ def curves(
             the output cannot be written.
     """
     check_output(output / "curves.csv")
+    check_count(count, pairs)
     names = names_of(runs)
     logged = [read_run(run) for run in runs]
     drawn = {"curves": (draw_curves(names, logged), COLUMNS, _lines(names, logged))}

@@ -50,6 +50,16 @@ def read_pairs(path: Path, count: int | None = None) -> list[Pair]:
     return pairs
 
 
+def check_count(count: int | None, pairs: Path | None) -> None:
+    """Refuse a number of pairs where there are none.
+
+    Raises:
+        SparsePOError: names the option that is missing.
+    """
+    if count is not None and pairs is None:
+        raise SparsePOError("-n has no effect without --pairs")
+
+
 def ask(folder: Path, pairs: list[Pair], allow_code: bool = False) -> Iterator[TokenTable]:
     """Load a run, and give what it makes of each pair, as it is asked for.
 

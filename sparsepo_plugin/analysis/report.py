@@ -12,8 +12,10 @@ from .curves import draw_curves
 from .distributions import distributions_of, draw_distributions
 from .files import check_output, names_of, write_lines
 from .page import page
-from .pairs import ask, read_pairs
+from .pairs import ask, check_count, read_pairs
 from .plots import Figure, svg
+
+COUNT = 8  # pairs that are shown
 
 
 def report(
@@ -26,6 +28,7 @@ def report(
             written.
     """
     check_output(output)
+    check_count(count, pairs)
     description, (name,) = load_description(run), names_of([run])
     sections = {"Last numbers": _numbers(run), "Curves": _curves(name, run)}
     if pairs is not None:
@@ -64,7 +67,7 @@ def _curves(name: str, run: Path) -> str:
 
 
 def _of_pairs(name: str, run: Path, pairs: Path, count: int | None, allow_code: bool) -> dict[str, str]:
-    asked = read_pairs(pairs, count)
+    asked = read_pairs(pairs, COUNT if count is None else count)
     tables = list(ask(run, asked, allow_code))
     found = distributions_of(name, tables)
     masks = _figure(draw_distributions(found), "distributions of mask values") if found else ""

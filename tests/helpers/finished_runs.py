@@ -52,14 +52,19 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def finished_run(
-    folder: Path, loss: str = "sparsepo", section: dict | None = None, seed: int = 0, **changes: Any
+    folder: Path,
+    loss: str = "sparsepo",
+    section: dict | None = None,
+    seed: int = 0,
+    architecture: str = "llama",
+    **changes: Any,
 ) -> Path:
     """A policy, its reference beside it, masks if the loss has any, and the description. Returns the folder."""
     tokenizer = byte_tokenizer()
     config = LossConfig.from_section(section or (INDEPENDENT if loss == "sparsepo" else {}), loss, beta=0.5)
     reference = folder.with_name(f"{folder.name}_reference")
     for place, number in ((folder, seed), (reference, seed + 100)):
-        decoder("llama", number, vocab_size=len(tokenizer)).save_pretrained(place)
+        decoder(architecture, number, vocab_size=len(tokenizer)).save_pretrained(place)
         tokenizer.save_pretrained(place)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
