@@ -272,16 +272,27 @@ function choose(index) {
   repaint();
 }
 
+// Change pairs, some of which are above the window, without moving what is in it.
+function inPlace(pairs, change) {
+  const box = (pair) => pair.getBoundingClientRect();
+  const held = pairs.find((pair) => box(pair).top >= 0 && box(pair).top < innerHeight) ??
+    pairs.find((pair) => box(pair).bottom > 0);
+  const place = () => (held ? box(held).top : document.documentElement.scrollHeight);
+  const before = place();
+  change();
+  scrollBy(0, place() - before);
+}
+
 function watch(pairs) {
-  const near = new IntersectionObserver((entries) => {
+  const near = new IntersectionObserver((entries) => inPlace(pairs, () => {
     for (const { target: pair, isIntersecting } of entries) (isIntersecting ? draw : clear)(pair);
-  }, { rootMargin: "600px 0px" });
+  }), { rootMargin: "600px 0px" });
   for (const pair of pairs) near.observe(pair);
 }
 
 function start() {
   addColours();
-  const select = document.getElementById("quantity"), pairs = document.querySelectorAll(".pair");
+  const select = document.getElementById("quantity"), pairs = [...document.querySelectorAll(".pair")];
   setup.quantities.forEach(({ label }, i) => select.append(new Option(`${i + 1} ${label}`)));
   select.addEventListener("change", () => choose(select.selectedIndex));
   for (const radio of document.querySelectorAll("[name=scale]")) {
