@@ -2,7 +2,6 @@
 
 import csv
 import sys
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -193,9 +192,3 @@ def test_a_reports_texts_are_escaped(tmp_path):
     assert CliRunner().invoke(app, ["report", str(folder), "-o", str(path)]).exit_code == 0
     text = path.read_text(encoding="utf-8")
     assert "<b>" not in text and "<img" not in text and "&lt;img src=x&gt;" in text
-
-
-def test_pages_are_in_the_wheel():
-    """They are found beside the module, wherever it is installed."""
-    settings = (Path(__file__).parents[2] / "setup.py").read_text()
-    assert '"sparsepo_plugin.analysis": ["page/*"]' in settings
