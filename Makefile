@@ -4,7 +4,7 @@ PYTHON ?= python3
 
 # Every environment is made by the one recipe below: `make env VENV=… EXTRAS=… CONSTRAINTS=…`.
 VENV := .venv
-EXTRAS := openrlhf,trl,demo,dev
+EXTRAS := openrlhf,trl,analysis,demo,dev
 CONSTRAINTS := constraints-cpu.txt
 
 BIN := $(VENV)/bin

@@ -104,7 +104,7 @@ def load_masks(folder: str | Path, allow_code: bool = False) -> tuple[Masks | No
     if described.code and not allow_code:
         raise SparsePOError(
             f"{folder / DESCRIPTION} names code of its own ({', '.join(described.code)}), which is imported only with "
-            "allow_code=True"
+            "allow_code=True, on the command line --allow-code"
         )
     import_plugins(described.loss_plugins)
     masks = build_masks(described.loss, described.hidden_size, described.num_layers, seed=0)

@@ -29,6 +29,11 @@ ConfigFile = Annotated[
 SftFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The flags of OpenRLHF's train_sft, nested.")]
 NumProcesses = Annotated[int, typer.Option(min=0, help="Processes to start; 0: one a GPU, or one.")]
 Name = Annotated[str | None, typer.Argument(help="One of them: its options, types, defaults and description.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The output folder of a finished run, of any host.")]
+PairsFile = Annotated[Path, typer.Option("--pairs", help="JSON lines with prompt, chosen and rejected.")]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Import the masks and models that the run brings; its author chose them.")
+]
 HOST_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -114,6 +119,70 @@ def copy(name: Annotated[str, typer.Argument(help="As `sparsepo recipes` lists i
 
 
 app.command()(data)
+
+
+@app.command()
+def score(
+    run: RunFolder,
+    pairs: PairsFile,
+    output: Annotated[Path, typer.Option("-o", "--output", help="JSON lines, one a token.")],
+    count: Annotated[int | None, typer.Option("-n", help="The first so many pairs; all without it.")] = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Write every number of every response token of pairs: log-ratio, KL, masks, advantage."""
+    with one_line_errors():
+        from .analysis.score import score
+
+        score(run, pairs, output, count, allow_code)
+
+
+@app.command()
+def heatmap(
+    run: RunFolder,
+    pairs: PairsFile,
+    output: Annotated[Path, typer.Option("-o", "--output", help="An HTML file; it needs nothing else.")],
+    count: Annotated[int, typer.Option("-n", help="The first so many pairs.")] = 8,
+    compare: Annotated[list[Path] | None, typer.Option(help="Another run beside it; may be given again.")] = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Show the tokens of pairs, coloured by log-ratio, KL, masks or advantage."""
+    with one_line_errors():
+        from .analysis.heatmap import heatmap
+
+        heatmap([run, *(compare or [])], pairs, output, count, allow_code)
+
+
+@app.command()
+def curves(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Output folders of runs, finished or not.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A folder for PNG, SVG and CSV.")],
+    pairs: Annotated[
+        Path | None, typer.Option(help="Pairs, JSON lines: draw how the masks' values are distributed on them.")
+    ] = None,
+    count: Annotated[int | None, typer.Option("-n", help="The first so many pairs; all without it.")] = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Draw sparsity, token KL, rewards and accuracy of runs against their steps."""
+    with one_line_errors():
+        from .analysis.curves import curves
+
+        for path in curves(runs, output, pairs, count, allow_code):
+            typer.echo(path)
+
+
+@app.command()
+def report(
+    run: RunFolder,
+    output: Annotated[Path, typer.Option("-o", "--output", help="An HTML file; it needs nothing else.")],
+    pairs: Annotated[Path | None, typer.Option(help="Pairs, JSON lines: show what the run makes of them.")] = None,
+    count: Annotated[int | None, typer.Option("-n", help="The first so many pairs; 8 without it.")] = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Put a run on one page: its last numbers, curves, masks, tokens and options."""
+    with one_line_errors():
+        from .analysis.report import report
+
+        report(run, output, pairs, count, allow_code)
 
 
 @app.command()

@@ -121,6 +121,13 @@ def disable_dropout(model: nn.Module) -> None:
             module.config = quiet
 
 
+def max_positions(config: Any) -> int | None:
+    """How many tokens a model of this config can take: rotary positions have no end, tables of them do."""
+    text = config.get_text_config()
+    endless = getattr(text, "rope_parameters", None) is not None
+    return None if endless else getattr(text, "max_position_embeddings", None)
+
+
 def vocabulary_head(model: nn.Module) -> nn.Linear:
     """The output embedding of a Hugging Face causal language model, or of a PEFT model around one.
 

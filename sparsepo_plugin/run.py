@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .checkpoint import RunDescription, load_masks
-from .decoder import load_decoder, loading
+from .decoder import load_decoder, loading, max_positions
 from .errors import SparsePOError
 from .masks import Masks
 from .policy import REFERENCE_ADAPTER, MaskedPolicy
 from .reference import Runner
 from .step import PreferenceStep, StepOutput
-from .texts import Text
+from .texts import Text, token_text
 from .tokens import ResponseTokens
 
 
@@ -25,7 +25,7 @@ class TokenTable:
     """The N response tokens of one text or one pair, a row each, and what the run makes of them.
 
     Attributes:
-        text: Each token as text.
+        text: Each token as text, its spaces and line feeds included.
         response: Whose token it is: `chosen`, `rejected`, or `response` where one was asked about.
         logps: log π(y_t). float32 [N].
         reference_logps: log π_ref(y_t), [N]; this and what follows from it is None without a reference.
@@ -49,6 +49,16 @@ class TokenTable:
 
     def __len__(self) -> int:
         return len(self.text)
+
+    @property
+    def masked_reward(self) -> Tensor | None:
+        """m_u·r_t; with a loss that has no masks r_t itself. [N]."""
+        return _weighed(self.mask_reward, self.log_ratio)
+
+    @property
+    def masked_kl(self) -> Tensor | None:
+        """m_d·KL; with a loss that has no masks the KL itself. [N]."""
+        return _weighed(self.mask_kl, self.kl)
 
     def of(self, response: str) -> "TokenTable":
         """The rows of one response: `chosen`, `rejected` or `response`."""
@@ -131,7 +141,7 @@ class Run:
             "advantage": output.advantage,
         }
         return TokenTable(
-            text=[self.tokenizer.decode([label]) for label in tokens.labels.tolist()],
+            text=[token_text(self.tokenizer, label) for label in tokens.labels.tolist()],
             response=[names[sequence] for sequence in tokens.sequence.tolist()],
             **{name: column if column is None else column.cpu() for name, column in columns.items()},
         )
@@ -140,6 +150,11 @@ class Run:
         """A padded batch on the policy's device."""
         joining, device = self.description.joining, self.policy.device
         sequences = joining.encode(self.tokenizer, prompt, responses)
+        longest, allowed = max(len(ids) for ids, _ in sequences), max_positions(self.policy.config)
+        if allowed and longest > allowed:
+            raise SparsePOError(
+                f"tokens: prompt and response have {longest} tokens, the model has positions for {allowed}"
+            )
         ids = [torch.tensor(ids, device=device) for ids, _ in sequences]
         input_ids = pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.eos_token_id)
         attention_mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
@@ -200,6 +215,10 @@ def load_run(
 
 def _runner(model: nn.Module | None, inputs: dict[str, Tensor]) -> Runner | None:
     return None if model is None else Runner(model, partial(model, **inputs))
+
+
+def _weighed(mask: Tensor | None, values: Tensor | None) -> Tensor | None:
+    return values if mask is None or values is None else mask * values
 
 
 def _take(column: list | Tensor | None, rows: list[int]) -> list | Tensor | None:

@@ -74,6 +74,12 @@ def encode(tokenizer: Any, prompt: str, response: str) -> tuple[list[int], int]:
     return ids, len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
 
+def token_text(tokenizer: Any, label: int) -> str:
+    """A token as text, with the spaces that it has; decoders of SentencePiece's tokens drop the one in front."""
+    piece = tokenizer.convert_ids_to_tokens(label)
+    return piece.replace("▁", " ") if "▁" in piece else tokenizer.decode([label])
+
+
 def joined(tokenizer: Any, prompt: str, response: str) -> str:
     """The text of a sequence: line feeds at its end dropped, its end-of-sequence token after a space unless there."""
     text = (prompt + response).rstrip("\n")

@@ -17,7 +17,7 @@ pytest_plugins = ["host_fixtures"]
 
 TESTS = Path(__file__).parent
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-MARKERS = {"unit": [], "gpu": [pytest.mark.gpu, NEEDS_CUDA]}  # by folder; all others run the real host
+MARKERS = {"unit": [], "browser": [], "gpu": [pytest.mark.gpu, NEEDS_CUDA]}  # by folder; all others run the real host
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from sparsepo_plugin import Run, load_run
+from sparsepo_plugin.analysis.report import report
 
 CONFIG = Path(__file__).with_name("sparsepo.yaml")
 TRAIN_PROMPTS, HELD_OUT_PROMPTS = 2400, 500
@@ -42,7 +43,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for models, data and metrics.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
 ) -> None:
-    """Run the experiment and write metrics.json."""
+    """Run the experiment and write metrics.json and report.html."""
     start = time.monotonic()
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -76,6 +77,8 @@ def main(
     }
     show(metrics, output / "metrics.json")
     show_heaviest(run, held_out[0])
+    report(output / "policy", output / "report.html", output / "held_out.jsonl")
+    print(f"\ncurves, masks and tokens, for a browser: {output / 'report.html'}")
 
 
 def announce(number: int, what: str) -> None:

@@ -3,14 +3,19 @@
 The host evaluates after the last step, on the weights that it then saves. Tolerance: sums of float32 in another order.
 """
 
+import csv
 import json
+import re
 
 import pytest
 import torch
 from torch.nn.functional import logsigmoid
+from typer.testing import CliRunner
 
 from sparsepo_plugin import load_run
 from sparsepo_plugin.checkpoint import load_description
+from sparsepo_plugin.cli import app
+from sparsepo_plugin.record import last_metrics, read_metrics
 
 BETA, L1, TOLERANCE = 0.5, 1e-3, 1e-5
 LORA = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.3}}
@@ -85,3 +90,26 @@ def test_the_description_names_what_was_trained(asked, tiny):
     assert described.loss.objective["beta"] == BETA
     shared = load_description(asked("LoRA, shared reference")[0].folder / "out")
     assert (shared.reference, shared.shared_reference) == (str(tiny / "model"), True)
+
+
+def test_pages_and_figures_of_a_run(asked, tiny, tmp_path):
+    """From the command line: its last numbers in the report, and in the CSV of the curves all that it logged."""
+    folder, pairs = asked("full")[0].folder / "out", str(tiny / "held_out.jsonl")
+    for arguments in (
+        ["report", folder, "--pairs", pairs, "-o", tmp_path / "report.html"],
+        ["curves", folder, "--pairs", pairs, "-o", tmp_path],
+    ):
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert done.exit_code == 0, done.output
+    page, last = (tmp_path / "report.html").read_text(), last_metrics(folder)
+    for name, value in last["eval"].items():
+        if name not in ("step", "split"):
+            assert re.search(rf"<th>{name}</th>(<td>[^<]*</td>)<td>{re.escape(f'{value:.4g}')}</td>", page), name
+    with (tmp_path / "curves.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    logged = read_metrics(folder)
+    assert [(row["split"], row["step"]) for row in rows] == [(row["split"], str(row["step"])) for row in logged]
+    for row, numbers in zip(rows, logged, strict=True):
+        for name in ("sparsity_reward_chosen", "sparsity_kl_rejected", "token_kl_chosen", "token_kl_margin"):
+            assert float(row[name]) == numbers[name]
+        assert float(row["accuracy"]) == numbers["accuracy"]

@@ -74,7 +74,7 @@ def test_an_unknown_name_is_one_line(name, says, here, tmp_path):
 
 
 def test_a_wheel_has_them(tmp_path):
-    """Unpacked, it lists what the checkout lists; built of a copy, as building leaves files behind."""
+    """Unpacked, it lists what the checkout lists, and has the pages; built of a copy, as building leaves files."""
     for folder in ("sparsepo_plugin", "patches", "examples"):
         shutil.copytree(ROOT / folder, tmp_path / "source" / folder)
     for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
@@ -88,3 +88,7 @@ def test_a_wheel_has_them(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path / "unpacked", check=True, capture_output=True, text=True
     )
     assert listed.stdout.strip() == str([tuple(row) for row in list_recipes()])
+    pages = "sparsepo_plugin/analysis/page"
+    assert {file.name for file in (tmp_path / "unpacked" / pages).iterdir()} == {
+        file.name for file in (ROOT / pages).iterdir()
+    }

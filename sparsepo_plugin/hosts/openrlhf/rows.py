@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from ...decoder import max_positions
 from ...errors import SparsePOError, first_line
 from ...texts import joined
 
@@ -79,13 +80,11 @@ class RowJudge:
     """
 
     def __init__(self, args: SimpleNamespace, tokenizer: Any, model_config: Any) -> None:
-        text = model_config.get_text_config()
-        self.data, self.tokenizer, self.vocabulary = args.data, tokenizer, text.vocab_size
+        self.data, self.tokenizer = args.data, tokenizer
+        self.vocabulary = model_config.get_text_config().vocab_size
         self.prompt_key = args.data.prompt_key
         self.response_keys = (args.data.chosen_key, args.data.rejected_key)
-        # Rotary positions have no end; tables of them do.
-        endless = getattr(text, "rope_parameters", None) is not None
-        self.positions = None if endless else getattr(text, "max_position_embeddings", None)
+        self.positions = max_positions(model_config)
 
     @property
     def columns(self) -> list[str]:

@@ -1,0 +1,120 @@
+"""The pairs that runs are asked about, and what the runs answer."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..errors import SparsePOError, fault
+from ..run import Run, TokenTable, load_run
+from ..texts import Text
+
+_COLUMNS = ("prompt", "chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A row of a file of pairs: texts or lists of messages, and where they stand, for messages."""
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    place: str
+
+
+def read_pairs(path: Path, count: int | None = None) -> list[Pair]:
+    """The first pairs of a file of JSON lines with prompt, chosen and rejected.
+
+    Args:
+        path: The file.
+        count: How many; all without it.
+
+    Raises:
+        SparsePOError: the file cannot be read or has no pair, or a line is none; names the line.
+    """
+    if count is not None and count < 1:
+        raise SparsePOError(f"-n is {count}, 1 or more is needed")
+    try:
+        with path.open(encoding="utf-8") as file:
+            pairs = list(_first(file, path, count))
+    except OSError as error:
+        raise SparsePOError(f"--pairs {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SparsePOError(f"--pairs {path} is not UTF-8 text") from error
+    if not pairs:
+        raise SparsePOError(f"--pairs {path} has no pair")
+    return pairs
+
+
+def check_count(count: int | None, pairs: Path | None) -> None:
+    """Refuse a number of pairs where there are none.
+
+    Raises:
+        SparsePOError: names the option that is missing.
+    """
+    if count is not None and pairs is None:
+        raise SparsePOError("-n has no effect without --pairs")
+
+
+def ask(folder: Path, pairs: list[Pair], allow_code: bool = False) -> Iterator[TokenTable]:
+    """Load a run, and give what it makes of each pair, as it is asked for.
+
+    Args:
+        folder: The run's.
+        pairs: The questions.
+        allow_code: Import what the run's description names, and run code that its models bring.
+
+    Raises:
+        SparsePOError: there is no such run; later, a pair cannot be asked about.
+    """
+    run = load_run(folder, allow_code=allow_code)
+    return _answers(run, pairs, str(folder))
+
+
+def _answers(run: Run, pairs: list[Pair], label: str) -> Iterator[TokenTable]:
+    with typer.progressbar(pairs, label=label, file=sys.stderr) as shown:
+        for pair in shown:
+            try:
+                yield run.tokens(pair.prompt, pair.chosen, pair.rejected)
+            except Exception as error:  # whatever tokenizer, template, model or mask raise
+                line = error if isinstance(error, SparsePOError) else fault(error)
+                raise SparsePOError(f"{pair.place}: {line}") from error
+
+
+def _first(lines: Iterator[str], path: Path, count: int | None) -> Iterator[Pair]:
+    found = 0
+    for number, line in enumerate(lines, start=1):
+        if found == count:
+            return
+        if line.strip():
+            found += 1
+            yield _pair(line, f"{path}, line {number}")
+
+
+def _pair(line: str, place: str) -> Pair:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise SparsePOError(f"{place}: not JSON: {error}; one object a line is needed") from error
+    if not isinstance(row, dict):
+        raise SparsePOError(f"{place}: an object with {', '.join(_COLUMNS)} is needed")
+    for column in _COLUMNS:
+        if not (_is_text(row.get(column)) or _is_messages(row.get(column))):
+            raise SparsePOError(f"{place}: {column} must be text, or a list of messages with role and content")
+    return Pair(*(row[column] for column in _COLUMNS), place)
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(message, dict) and _is_text(message.get("role")) and _is_text(message.get("content"))
+        for message in value
+    )
+
+
+def _is_text(value: Any) -> bool:
+    """Half of a surrogate pair is no text that a tokenizer takes."""
+    return isinstance(value, str) and value.encode(errors="replace").decode() == value
