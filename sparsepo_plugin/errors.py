@@ -184,5 +184,7 @@ def _distributed() -> bool:
 
 def is_first(rank: str = "RANK") -> bool:
     """Whether no launcher has started another process as the first one; with `LOCAL_RANK`, on this machine."""
-    place, count = os.environ.get(rank, os.environ.get("RANK", "0")), os.environ.get("WORLD_SIZE", "1")
+    if "LOCAL_RANK" not in os.environ:  # RANK alone is a cluster's, and the number of a machine
+        return True
+    place, count = os.environ.get(rank, "0"), os.environ.get("WORLD_SIZE", "1")
     return not (place.isdecimal() and count.isdecimal() and 0 < int(place) < int(count))

@@ -42,12 +42,15 @@ def test_variables_of_a_launcher(refused, monkeypatch, variables, says):
     refused((says,))
 
 
-def test_only_the_first_rank_tells(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("names", "lines"), [(("RANK", "LOCAL_RANK"), {"0": 1, "1": 0}), (("RANK",), {"1": 1})])
+def test_only_the_first_rank_tells(names, lines, monkeypatch, tmp_path):
+    """Without LOCAL_RANK no launcher has started this process: RANK is a cluster's number of the machine."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, lines in (("0", 1), ("1", 0)):
-        monkeypatch.setenv("RANK", rank)
+    for rank, count in lines.items():
+        for name in names:
+            monkeypatch.setenv(name, rank)
         result = CliRunner().invoke(app, ["check", str(tmp_path / "absent.yaml")])
-        assert (result.exit_code, result.stderr.count("sparsepo: error: ")) == (2, lines)
+        assert (result.exit_code, result.stderr.count("sparsepo: error: ")) == (2, count)
 
 
 def test_a_start_without_a_launcher(monkeypatch, capsys):

@@ -19,8 +19,8 @@ def told(monkeypatch):
         monkeypatch.setattr(dist, "is_initialized", lambda: together)
         monkeypatch.delenv("RANK", raising=False)
         if rank is not None:
-            monkeypatch.setenv("RANK", rank)
-            monkeypatch.setenv("WORLD_SIZE", "4")
+            for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "4"}.items():
+                monkeypatch.setenv(name, value)
         lines = []
         with pytest.raises(SystemExit) as exit_, one_line_errors(lines.append):
             raise error
