@@ -23,7 +23,7 @@ TESTED := $(BIN)/python -c 'from sparsepo_plugin.hosts.openrlhf.patched import T
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
 
 .PHONY: env
 env: $(STAMP) ## make .venv with the plugin, OpenRLHF and all tools (PYTHON=python3.12 picks the interpreter)
