@@ -540,7 +540,7 @@ def test_a_tokenizer_that_cannot_be_loaded(run, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "tokenizer_config.json").write_text("[]")
     _, report, code = run("hh", SAMPLES / "hh.jsonl", tokenizer=tmp_path)
-    assert code == 2 and f"--tokenizer {tmp_path} cannot be loaded: TypeError" in report and report.count("\n") == 1
+    assert code == 2 and f"--tokenizer {tmp_path} cannot be loaded: " in report and report.count("\n") == 1
 
 
 def test_gzip_and_a_folder_without_its_other_splits(run, tmp_path):

@@ -230,7 +230,7 @@ def test_logits_changed_after_the_head_are_refused(name, change):
     if name == "recurrent_gemma":
         change |= {"num_key_value_heads": 1, "lru_width": WIDTH, "attention_window_size": 8, "intermediate_size": 48}
     with pytest.raises(SparsePOError, match=next(iter(change))):
-        vocabulary_head(decoder(name, **change))
+        vocabulary_head(decoder(name, attention="eager", **change))
 
 
 @pytest.mark.parametrize("key", ["logit_scale", "lm_head_multiplier", "output_multiplier"])
@@ -243,7 +243,7 @@ def test_logit_changes_of_a_text_config_inside_another_are_refused(key):
 
 def test_logit_change_that_changes_nothing_is_allowed():
     vocabulary_head(decoder("granite", logits_scaling=1.0))
-    vocabulary_head(decoder("gemma2", final_logit_softcapping=None))
+    vocabulary_head(decoder("gemma2", attention="eager", final_logit_softcapping=None))
 
 
 def test_head_that_is_not_linear_is_refused():
