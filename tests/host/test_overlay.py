@@ -109,7 +109,7 @@ def test_a_newer_release_that_the_patches_fit_is_used_with_one_warning(start, ca
     code = """
 import os, subprocess, sys
 from sparsepo_plugin.hosts.openrlhf.overlay import activate
-os.environ.update(RANK=sys.argv[1], WORLD_SIZE="2")
+os.environ.update(RANK=sys.argv[1], LOCAL_RANK=sys.argv[1], WORLD_SIZE="2")
 print(activate() == activate())
 if len(sys.argv) == 2:
     subprocess.run([sys.executable, __file__, sys.argv[1], "child"])
