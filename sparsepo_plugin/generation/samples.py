@@ -39,7 +39,7 @@ class SamplesFile:
             content = path.read_bytes() if path.is_file() else b""
         lines = content.splitlines(keepends=True)
         if lines and not header.startswith(lines[0]):
-            raise SparsePOError(f"{path} is of an earlier run, {_difference(lines[0], options)}; choose another -o")
+            raise SparsePOError(f"{path} {_difference(lines[0], options)}; choose another -o, or remove what is there")
         whole = sum(line.endswith(b"\n") for line in lines[1:])
         self.done = whole if whole == total else whole // batch * batch
         with _writing(path):
@@ -74,17 +74,17 @@ def fingerprint_of(model: nn.Module) -> str:
 
 
 def _line(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(values).encode() + b"\n"
 
 
 def _difference(header: bytes, options: dict[str, Any]) -> str:
-    """The first option that is not that of a header."""
+    """How a file that begins with a header differs."""
     try:
         found = json.loads(header)
         name = next(name for name in options if found[name] != options[name])
     except (ValueError, TypeError, KeyError, StopIteration):
-        return "and not of this command"
-    return f"in which {name} was {shown(found[name])} and not {shown(options[name])}"
+        return "is there, and is no file of this command"
+    return f"is of an earlier run, {name} was {shown(found[name])} and is now {shown(options[name])}"
 
 
 @contextmanager
