@@ -63,12 +63,12 @@ def generate(
     score = load_reward(reward, device)
     options = {
         "MODEL": model,
-        "the fingerprint of its weights": fingerprint_of(policy),
-        "the fingerprint of --prompts": _digest(asked),
         "--reward": reward,
         "--prefix-tokens": prefix_tokens,
         "--min-difference": min_difference,
         **{f"--{name.replace('_', '-')}": value for name, value in asdict(sampling).items()},
+        "the fingerprint of --prompts": _digest(asked),
+        "the fingerprint of MODEL": fingerprint_of(policy),
     }
     count = sampling.count
     file = SamplesFile(_samples_of(output), options, len(asked) * count, sampling.prompts_at_once * count)

@@ -135,7 +135,7 @@ def test_it_goes_on_from_any_byte(kept, generate, tmp_path):
         (["--batch-size", "4"], "--batch-size was 256 and is now 4"),
         (["--max-new-tokens", "7"], "--max-new-tokens was 6 and is now 7"),
         (["--min-difference", "1"], "--min-difference was 0.0 and is now 1.0"),
-        (["--prefix-tokens", "1-2"], "the fingerprint of --prompts was"),
+        (["--prefix-tokens", "1-2"], "--prefix-tokens was None and is now '1-2'"),
         (["--prompts", "out/other.jsonl"], "the fingerprint of --prompts was"),
         (["--reward", "vader"], f"--reward was '{LENGTH}' and is now 'vader'"),
     ],
@@ -159,7 +159,7 @@ def test_a_model_that_was_trained_on_is_another(generate, folder, tmp_path):
         word_tokenizer().save_pretrained(tmp_path / "model")
         done = generate(model="out/model")
         assert done.exit_code == (0 if seed == 0 else 2)
-    refused(done, "the fingerprint of its weights was")
+    refused(done, "the fingerprint of MODEL was")
     assert fingerprint_of(decoder("llama", 0)) == fingerprint_of(decoder("llama", 0))
 
 
