@@ -102,6 +102,28 @@ def check(
 
 
 @app.command()
+def sweep(
+    file: ConfigFile,
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas: 0,1,2.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A folder, with a folder for each point.")],
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value,value: each is tried; may be given again.")
+    ] = None,
+    variants: Annotated[
+        Path | None, typer.Option(help="A YAML of names, each with keys of FILE.yaml: each is tried.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    num_processes: NumProcesses = 0,
+) -> None:
+    """Train a grid of runs, each in a folder of its own; the same command again goes on where it was ended."""
+    with one_line_errors():
+        from .sweep.runs import sweep
+
+        code = sweep(file, sets or [], seeds, output, variants, jobs, num_processes)
+    raise typer.Exit(code)
+
+
+@app.command()
 def recipes() -> None:
     """List the examples that ship with the plugin: whose they are, what they are of, and their names for `copy`."""
     rows = [("host", "experiment", "method", "name"), *list_recipes()]
