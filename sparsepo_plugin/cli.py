@@ -34,6 +34,20 @@ PairsFile = Annotated[Path, typer.Option("--pairs", help="JSON lines with prompt
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Import the masks and models that the run brings; its author chose them.")
 ]
+PromptsFile = Annotated[Path, typer.Option("--prompts", help="JSON lines with prompt: text, or a list of messages.")]
+RewardName = Annotated[
+    str,
+    typer.Option(
+        "--reward",
+        metavar="NAME",
+        help="vader; a classifier's folder or hub name, for its probability of POSITIVE; a reward model with one "
+        "output; or package.module:function of a list of prompts and a list of texts.",
+    ),
+]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that have this probability together.")]
+MaxNewTokens = Annotated[int, typer.Option(help="The longest completion, in tokens.")]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+BatchSize = Annotated[int, typer.Option(help="Completions at a time.")]
 HOST_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -205,6 +219,65 @@ def report(
         from .analysis.report import report
 
         report(run, output, pairs, count, allow_code)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub name, or a finished run's folder.")],
+    prompts: PromptsFile,
+    reward: RewardName,
+    output: Annotated[Path, typer.Option("-o", "--output", help="JSON lines with prompt, chosen and rejected.")],
+    count: Annotated[int, typer.Option(help="Completions of each prompt, of which best and worst are the pair.")] = 2,
+    temperature: Annotated[float, typer.Option(help="Logits are divided by it.")] = 1.0,
+    top_p: TopP = 1.0,
+    max_new_tokens: MaxNewTokens = 128,
+    prefix_tokens: Annotated[
+        str | None, typer.Option(metavar="LOW-HIGH", help="Cut prompts of so many tokens from text or prompt.")
+    ] = None,
+    min_difference: Annotated[float, typer.Option(help="Leave out pairs whose scores are nearer.")] = 0.0,
+    seed: Seed = 0,
+    batch_size: BatchSize = 256,
+) -> None:
+    """Draw completions of prompts, score them, and write best and worst as pairs; killed, it goes on where it was."""
+    with one_line_errors():
+        from .generation.generate import generate
+        from .generation.sampling import Sampling
+
+        sampling = Sampling(temperature, top_p, count, max_new_tokens, seed, batch_size)
+        generate(model, prompts, reward, output, sampling, prefix_tokens, min_difference)
+
+
+@app.command()
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Output folders of runs, of any host.")],
+    prompts: PromptsFile,
+    reward: RewardName,
+    count: Annotated[int, typer.Option(help="Completions of each prompt.")] = 1,
+    temperature: Annotated[
+        list[float] | None, typer.Option(help="To draw at, by default 1; may be given again.")
+    ] = None,
+    top_p: TopP = 1.0,
+    max_new_tokens: MaxNewTokens = 128,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="The checkpoints in a run's folder too.")] = False,
+    reference: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="To measure KL to, in place of the run's own reference.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="JSON lines; RUN/evaluation.jsonl without it.")
+    ] = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 256,
+    allow_code: AllowCode = False,
+) -> None:
+    """Draw completions from runs: their mean reward, and their KL to the reference, with intervals."""
+    with one_line_errors():
+        from .analysis.evaluate import evaluate
+        from .generation.sampling import Sampling
+
+        sampling = Sampling(1.0, top_p, count, max_new_tokens, seed, batch_size)
+        options = {"checkpoints": checkpoints, "reference": reference, "output": output, "allow_code": allow_code}
+        for line in evaluate(runs, prompts, reward, sampling, temperature or [1.0], **options):
+            typer.echo(line)
 
 
 @app.command()

@@ -78,7 +78,7 @@ class Registry:
         return sorted({*self._known, *(entry.name for entry in entry_points(group=self.group))})
 
     def _load(self, name: str, module: str, attribute: str) -> type:
-        found = _import(module, f"{self.kind} {name!r}")
+        found = import_module(module, f"{self.kind} {name!r}")
         if not isinstance(getattr(found, attribute, None), type):
             raise SparsePOError(f"{self.kind} {name!r} cannot be imported: {module} has no class {attribute!r}")
         return getattr(found, attribute)
@@ -95,10 +95,19 @@ def import_plugins(modules: Iterable[str]) -> None:
         SparsePOError: one cannot be imported; the line names the file and line of the fault.
     """
     for module in modules:
-        _import(module, f"loss_plugins: {module!r}")
+        import_module(module, f"loss_plugins: {module!r}")
 
 
-def _import(module: str, what: str) -> ModuleType:
+def import_module(module: str, what: str) -> ModuleType:
+    """A module of somebody else's.
+
+    Args:
+        module: Its dotted name.
+        what: What is imported, for the error.
+
+    Raises:
+        SparsePOError: it cannot be imported; the line names the file and line of the fault.
+    """
     try:
         return importlib.import_module(module)
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
 """A finished run, asked about texts: `load_run("runs/first").tokens(prompt=…, chosen=…, rejected=…)`."""
 
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .checkpoint import RunDescription, load_masks
+from .config import LossConfig
 from .decoder import load_decoder, loading, max_positions
 from .errors import SparsePOError
 from .masks import Masks
 from .policy import REFERENCE_ADAPTER, MaskedPolicy
-from .reference import Runner
+from .reference import FeatureRequest, Runner, read_frozen
 from .step import PreferenceStep, StepOutput
 from .texts import Text, token_text
 from .tokens import ResponseTokens
@@ -128,6 +129,41 @@ class Run:
         table = self._table(output, tokens, names)
         return table.take(list(range(len(table) // 2))) if len(given) == 1 else table
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether there is a model to compare the policy with."""
+        return self.reference is not None or self.description.shared_reference
+
+    @torch.no_grad()
+    def divergence(self, sequences: list[tuple[list[int], int]]) -> Tensor:
+        """Response-level KL(π‖π_ref) and log-ratio, in nats: sums over response tokens (paper Figures 2 and 11).
+
+        On samples of the policy's own at temperature 1 both have the same expectation, the KL of whole responses.
+
+        Args:
+            sequences: Token ids of S prompts with responses, and how many of them are the prompt's.
+
+        Returns:
+            float32 [2, S], on the CPU: Σ_t KL(π‖π_ref), each over the vocabulary, and Σ_t log π(y_t) − log π_ref(y_t).
+
+        Raises:
+            SparsePOError: there is no reference, or a sequence is longer than the model can take.
+        """
+        if not self.has_reference:
+            raise SparsePOError("divergence: the run has no reference to compare with (load_run takes reference=…)")
+        even = sequences + sequences[-1:] * (len(sequences) % 2)  # an index is of pairs
+        inputs, tokens = self._padded(even)
+        features = read_frozen(tokens, FeatureRequest(), _runner(self.reference, inputs))
+        logps, reference_logps, kl = self._compared(tokens=tokens, features=features, **inputs)["statistics"]
+        return tokens.sum(torch.stack([kl, logps - reference_logps]))[:, : len(sequences)].cpu()
+
+    @cached_property
+    def _compared(self) -> MaskedPolicy:
+        """Policy and reference without masks, compared under the policy's distribution whatever the loss read."""
+        model = MaskedPolicy(self.policy, self.reference, LossConfig.from_section(None, "dpo")).eval()
+        model.expectation = "policy"
+        return model
+
     def _table(self, output: StepOutput, tokens: ResponseTokens, names: list[str]) -> TokenTable:
         stats, masks = output.statistics, output.masks
         sign = 1 if self._model.expectation == "policy" else -1
@@ -147,9 +183,11 @@ class Run:
         )
 
     def _batch(self, prompt: Text, responses: list[Text]) -> tuple[dict[str, Tensor], ResponseTokens]:
+        return self._padded(self.description.joining.encode(self.tokenizer, prompt, responses))
+
+    def _padded(self, sequences: list[tuple[list[int], int]]) -> tuple[dict[str, Tensor], ResponseTokens]:
         """A padded batch on the policy's device."""
-        joining, device = self.description.joining, self.policy.device
-        sequences = joining.encode(self.tokenizer, prompt, responses)
+        device = self.policy.device
         longest, allowed = max(len(ids) for ids, _ in sequences), max_positions(self.policy.config)
         if allowed and longest > allowed:
             raise SparsePOError(
@@ -181,11 +219,48 @@ def load_run(
     Raises:
         SparsePOError: a file or a model is missing, or code is named that is not allowed.
     """
+    masks, described = load_masks(folder, allow_code)
+    device = torch.device(device or default_device())
+    policy, tokenizer = load_policy(folder, described, device=device, allow_code=allow_code)
+    dtype = getattr(torch, described.dtype)
+    load = partial(load_decoder, dtype=dtype, device=device, trust_remote_code=allow_code)
+    if reference is None and not described.shared_reference:
+        reference = described.reference
+    if isinstance(reference, str):
+        reference = load(reference, "the reference (load_run takes another place as reference=…)")
+    oracle = described.loss.oracle
+    return Run(
+        policy=policy,
+        reference=reference if reference is None else reference.to(device).eval(),
+        masks=masks if masks is None else masks.to(device),
+        tokenizer=tokenizer,
+        description=described,
+        oracle=None if oracle is None else load(oracle, "the oracle"),
+    )
+
+
+def load_policy(
+    folder: str | Path,
+    described: RunDescription,
+    *,
+    device: str | torch.device | None = None,
+    allow_code: bool = False,
+) -> tuple[nn.Module, Any]:
+    """The policy of a finished run, in evaluation mode, and its tokenizer, without masks and reference.
+
+    Args:
+        folder: The run's.
+        described: What its description says.
+        device: By default a GPU if there is one.
+        allow_code: Run code that models bring.
+
+    Raises:
+        SparsePOError: a file or a model is missing.
+    """
     from transformers import AutoTokenizer  # here, because loading transformers takes seconds
 
-    masks, described = load_masks(folder, allow_code)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    load = partial(load_decoder, dtype=getattr(torch, described.dtype), device=device, trust_remote_code=allow_code)
+    dtype, device = getattr(torch, described.dtype), torch.device(device or default_device())
+    load = partial(load_decoder, dtype=dtype, device=device, trust_remote_code=allow_code)
     adapter = (Path(folder) / "adapter_config.json").is_file()
     policy = load(described.base_model, "the base model") if adapter else load(str(folder), "the policy")
     if adapter:
@@ -196,21 +271,14 @@ def load_run(
             if (Path(folder) / REFERENCE_ADAPTER).is_dir():
                 policy.load_adapter(str(Path(folder) / REFERENCE_ADAPTER), REFERENCE_ADAPTER)
             policy = policy.to(device)
-    if reference is None and not described.shared_reference:
-        reference = described.reference
-    if isinstance(reference, str):
-        reference = load(reference, "the reference (load_run takes another place as reference=…)")
-    oracle = described.loss.oracle
     with loading("the tokenizer", folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_code)
-    return Run(
-        policy=policy.eval(),
-        reference=reference if reference is None else reference.to(device).eval(),
-        masks=masks if masks is None else masks.to(device),
-        tokenizer=tokenizer,
-        description=described,
-        oracle=None if oracle is None else load(oracle, "the oracle"),
-    )
+    return policy.eval(), tokenizer
+
+
+def default_device() -> torch.device:
+    """A GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _runner(model: nn.Module | None, inputs: dict[str, Tensor]) -> Runner | None:

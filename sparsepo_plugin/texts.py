@@ -47,6 +47,18 @@ class Joining(BaseModel):
         prompt_len = len(list(alike))
         return [(sequence, prompt_len) for sequence in sequences]
 
+    def encode_prompt(self, tokenizer: Any, prompt: Text) -> list[int]:
+        """Token ids that a response goes on from, as it did in training.
+
+        Args:
+            tokenizer: The run's, with its chat template.
+            prompt: As for `texts`.
+        """
+        text, _ = self.texts(tokenizer, prompt, "")
+        ids = tokenizer(text, add_special_tokens=self.end == "appended" and not self.chat_template)["input_ids"]
+        closed = ids[-1:] == [tokenizer.eos_token_id] and not text.endswith(tokenizer.eos_token)
+        return ids[:-1] if closed else ids  # some tokenizers end whatever they are given
+
     def texts(self, tokenizer: Any, prompt: Text, response: Text) -> tuple[str, str]:
         """Prompt and response as `encode` takes them.
 

@@ -1,17 +1,16 @@
 """The pairs that runs are asked about, and what the runs answer."""
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from ..errors import SparsePOError, fault
 from ..run import Run, TokenTable, load_run
 from ..texts import Text
+from .lines import Line, is_messages, is_text, read_lines
 
 _COLUMNS = ("prompt", "chosen", "rejected")
 
@@ -38,16 +37,7 @@ def read_pairs(path: Path, count: int | None = None) -> list[Pair]:
     """
     if count is not None and count < 1:
         raise SparsePOError(f"-n is {count}, 1 or more is needed")
-    try:
-        with path.open(encoding="utf-8") as file:
-            pairs = list(_first(file, path, count))
-    except OSError as error:
-        raise SparsePOError(f"--pairs {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SparsePOError(f"--pairs {path} is not UTF-8 text") from error
-    if not pairs:
-        raise SparsePOError(f"--pairs {path} has no pair")
-    return pairs
+    return [_pair(line) for line in read_lines(path, "--pairs", "pair", ", ".join(_COLUMNS), count)]
 
 
 def check_count(count: int | None, pairs: Path | None) -> None:
@@ -85,36 +75,9 @@ def _answers(run: Run, pairs: list[Pair], label: str) -> Iterator[TokenTable]:
                 raise SparsePOError(f"{pair.place}: {line}") from error
 
 
-def _first(lines: Iterator[str], path: Path, count: int | None) -> Iterator[Pair]:
-    found = 0
-    for number, line in enumerate(lines, start=1):
-        if found == count:
-            return
-        if line.strip():
-            found += 1
-            yield _pair(line, f"{path}, line {number}")
-
-
-def _pair(line: str, place: str) -> Pair:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise SparsePOError(f"{place}: not JSON: {error}; one object a line is needed") from error
-    if not isinstance(row, dict):
-        raise SparsePOError(f"{place}: an object with {', '.join(_COLUMNS)} is needed")
+def _pair(line: Line) -> Pair:
+    values, place = line
     for column in _COLUMNS:
-        if not (_is_text(row.get(column)) or _is_messages(row.get(column))):
+        if not (is_text(values.get(column)) or is_messages(values.get(column))):
             raise SparsePOError(f"{place}: {column} must be text, or a list of messages with role and content")
-    return Pair(*(row[column] for column in _COLUMNS), place)
-
-
-def _is_messages(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(message, dict) and _is_text(message.get("role")) and _is_text(message.get("content"))
-        for message in value
-    )
-
-
-def _is_text(value: Any) -> bool:
-    """Half of a surrogate pair is no text that a tokenizer takes."""
-    return isinstance(value, str) and value.encode(errors="replace").decode() == value
+    return Pair(*(values[column] for column in _COLUMNS), place)

@@ -1,0 +1,1 @@
+"""Completions of prompts: prompts, sampling, rewards, and pairs of the best and the worst."""
