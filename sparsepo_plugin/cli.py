@@ -281,6 +281,24 @@ def evaluate(
 
 
 @app.command()
+def frontier(
+    sweeps: Annotated[list[Path], typer.Argument(metavar="SWEEP…", help="Folders of sweeps, their runs evaluated.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A folder for figures and tables.")],
+    baseline: Annotated[str | None, typer.Option(help="Method to compare with; the first without it.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Rewarded samples of the reference, of generate: where frontiers start.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the completions, where there are several.")] = None,
+) -> None:
+    """Draw the reward of methods against their KL, and compare them at equal KL."""
+    with one_line_errors():
+        from .analysis.frontier import frontier
+
+        for path in frontier(sweeps, output, baseline, reference, temperature):
+            typer.echo(path)
+
+
+@app.command()
 def masks(name: Name = None) -> None:
     """List the masks that a loss can read, or describe NAME."""
     from .config import FROM_RUN, mask_class
