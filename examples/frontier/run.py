@@ -19,7 +19,8 @@ from reviews import Reviewer
 HERE, OUTPUT = Path(__file__).parent, Path("runs/frontier")  # the latter is in base.yaml too
 TRAIN_PROMPTS, HELD_OUT_PROMPTS = 2000, 400
 MIN_DIFFERENCE = 0.5  # of the scores of a pair, as in the demo
-BETAS, SEEDS, BASELINE = "0.05,0.2,0.8", "0,1,2", "dpo"
+BETAS, SEEDS = "0.05,0.2,0.8", "0,1,2"
+BASELINES = {"figures": "dpo", "figures_tdpo": "tdpo v1"}  # a folder for each
 SAMPLING = ("--reward", "vader", "--max-new-tokens", MAX_NEW_TOKENS, "--count", 2)
 
 
@@ -38,7 +39,9 @@ def main() -> None:
     if new := [run for run in runs if not (run / "evaluation.jsonl").exists()]:
         sparsepo("evaluate", *new, "--prompts", held_out_prompts, *SAMPLING)
     samples = held_out.with_suffix(".samples.jsonl")
-    sparsepo("frontier", OUTPUT / "sweep", "-o", OUTPUT / "figures", "--baseline", BASELINE, "--reference", samples)
+    for folder, baseline in BASELINES.items():
+        flags = ("--baseline", baseline, "--reference", samples)
+        sparsepo("frontier", OUTPUT / "sweep", "-o", OUTPUT / folder, *flags)
     print(f"\n{len(runs)} runs in {(time.monotonic() - start) / 60:.0f} minutes; see {OUTPUT / 'figures'}")
 
 

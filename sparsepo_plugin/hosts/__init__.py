@@ -26,7 +26,7 @@ class Host(NamedTuple):
         start: How its runs are started, if not by this package's command line.
         seed: Key of a run's seed.
         output: Key of the folder that a run leaves its model in.
-        folders: Keys that make a run write elsewhere too; for each the key of that folder, and what to call it.
+        folders: Keys of other folders that it writes where a YAML names them, and what they are called in a sweep.
         betas: Keys of β.
     """
 
@@ -38,7 +38,7 @@ class Host(NamedTuple):
     start: str | None = None
     seed: str = "seed"
     output: str = "output_dir"
-    folders: Mapping[str, tuple[str, str]] = MappingProxyType({})
+    folders: Mapping[str, str] = MappingProxyType({})
     betas: frozenset[str] = frozenset()
 
     @property
@@ -58,10 +58,7 @@ HOSTS = {
         "pip install --no-deps openrlhf",
         seed="train.seed",
         output="ckpt.output_dir",
-        folders={
-            "ckpt.save_steps": ("ckpt.path", "run/checkpoints"),
-            "logger.tensorboard_dir": ("logger.tensorboard_dir", "tensorboard"),
-        },
+        folders={"ckpt.path": "run/checkpoints", "logger.tensorboard_dir": "tensorboard"},
         betas=frozenset({"model.beta"}),
     ),
     "axolotl": Host(

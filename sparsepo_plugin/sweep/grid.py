@@ -53,9 +53,9 @@ class Point:
         """The YAML, with all that a run writes below `folder`, and its model in `output`."""
         config = deepcopy(self.config)
         put(config, self.host.output, str(output))
-        for key, (place, name) in self.host.folders.items():
+        for key, name in self.host.folders.items():
             if find(config, key) is not None:
-                put(config, place, str(folder / name))
+                put(config, key, str(folder / name))
         return config
 
 
@@ -204,8 +204,7 @@ def _read_variants(file: Path) -> dict[str, dict[str, Any]]:
 def _read_sets(sets: list[str], variants: Mapping[str | None, Mapping], host: Host) -> dict[str, list[Any]]:
     """Values by key."""
     grid: dict[str, list[Any]] = {}
-    own = [host.output, *(place for place, _ in host.folders.values())]
-    reserved = {host.seed: "--seeds sets it", **dict.fromkeys(own, "each point has its own")}
+    reserved = dict.fromkeys((host.output, *host.folders), "each point has its own") | {host.seed: "--seeds sets it"}
     for each in sets:
         key, equals, text = each.partition("=")
         if not (key and equals and text.strip()):

@@ -40,7 +40,7 @@ def finished(folder: Path) -> bool:
 def test_a_killed_sweep_goes_on_to_the_same_weights(sweep, launch, config, tmp_path):
     """Every process is killed in the second run, after its first checkpoint; nothing is repeated, nothing lost."""
     folder = tmp_path / "sweep"
-    done = sweep(*GRID, stop=Stop(folder / SPARSEPO / "run/checkpoints/latest"), **RESUMED)
+    done = sweep(*GRID, stop=Stop(folder / SPARSEPO / "run/checkpoints_dpo/latest"), **RESUMED)
     assert done.returncode is None
     assert finished(folder / DPO) and not finished(folder / SPARSEPO)
     before = {path: os.stat(path).st_mtime_ns for path in (folder / DPO).rglob("*")}
@@ -67,7 +67,7 @@ def test_a_killed_sweep_goes_on_to_the_same_weights(sweep, launch, config, tmp_p
 
 def test_a_signal_ends_every_process(sweep, tmp_path):
     endless = {"train": {"max_epochs": 1000}, "ckpt": {"save_steps": 1, "max_num": 1}}
-    second = tmp_path / "sweep/sparsepo_seed=1/run/checkpoints/latest"
+    second = tmp_path / "sweep/sparsepo_seed=1/run/checkpoints_dpo/latest"
     stop = Stop(second, signal=signal.SIGTERM, rank="main")
     done = sweep("--seeds", "0,1", "--set", "loss=sparsepo", "-o", "sweep", "--jobs", "2", stop=stop, **endless)
     assert done.returncode == 128 + signal.SIGTERM and not done.left

@@ -91,7 +91,7 @@ def test_values_are_those_of_yaml(grid):
 
 
 def test_what_a_run_writes_is_below_its_point(grid, tmp_path):
-    base = {**BASE, "ckpt.save_steps": 5, "logger": {"tensorboard_dir": "tb"}}
+    base = {**BASE, "ckpt.path": "mine", "logger": {"tensorboard_dir": "tb"}}
     (point,) = grid(base=base)
     placed = point.placed(tmp_path, tmp_path / "run")
     assert placed["ckpt.output_dir"] == str(tmp_path / "run")
