@@ -118,6 +118,10 @@ format: env ## sort imports and format
 demo: env ## the paper's sentiment experiment in miniature, to runs/demo (about 3 minutes)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/demo/run.py
 
+.PHONY: frontier
+frontier: env ## the paper's Figure 2 in miniature, 63 runs, to runs/frontier (under 25 minutes on 2 cores; goes on where it was ended)
+	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=examples/demo:$$PYTHONPATH $(BIN)/python examples/frontier/run.py
+
 # With what the tables were measured, in .venv-bench. TRL's chunked loss is Liger's, whose Triton the CPU does not need.
 .PHONY: bench
 bench: ## measure the step's cost on the CPU, renew benchmarks/results and the tables (about half an hour)

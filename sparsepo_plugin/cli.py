@@ -116,6 +116,28 @@ def check(
 
 
 @app.command()
+def sweep(
+    file: ConfigFile,
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas: 0,1,2.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A folder, with a folder for each point.")],
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value,value: each is tried; may be given again.")
+    ] = None,
+    variants: Annotated[
+        Path | None, typer.Option(help="A YAML of names, each with keys of FILE.yaml: each is tried.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    num_processes: NumProcesses = 0,
+) -> None:
+    """Train a grid of runs, each in a folder of its own; the same command again goes on where it was ended."""
+    with one_line_errors():
+        from .sweep.runs import sweep
+
+        code = sweep(file, sets or [], seeds, output, variants, jobs, num_processes)
+    raise typer.Exit(code)
+
+
+@app.command()
 def recipes() -> None:
     """List the examples that ship with the plugin: whose they are, what they are of, and their names for `copy`."""
     rows = [("host", "experiment", "method", "name"), *list_recipes()]
@@ -256,6 +278,24 @@ def evaluate(
         options = {"checkpoints": checkpoints, "reference": reference, "output": output, "allow_code": allow_code}
         for line in evaluate(runs, prompts, reward, sampling, temperature or [1.0], **options):
             typer.echo(line)
+
+
+@app.command()
+def frontier(
+    sweeps: Annotated[list[Path], typer.Argument(metavar="SWEEP…", help="Folders of sweeps, their runs evaluated.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A folder for figures and tables.")],
+    baseline: Annotated[str | None, typer.Option(help="Method to compare with; the first without it.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Rewarded samples of the reference, of generate: where frontiers start.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the completions, where there are several.")] = None,
+) -> None:
+    """Draw the reward of methods against their KL, and compare them at equal KL."""
+    with one_line_errors():
+        from .analysis.frontier import frontier
+
+        for path in frontier(sweeps, output, baseline, reference, temperature):
+            typer.echo(path)
 
 
 @app.command()

@@ -6,9 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
 
 from .errors import REASON
 
@@ -28,26 +29,46 @@ def run(command: list[str]) -> int:
     Returns:
         Exit code: 0, that of the run, or 128 + the number of the signal.
     """
-    with TemporaryDirectory() as folder, _exit_by_signals():
+    with TemporaryDirectory() as folder, exit_by_signals():
         reason = Path(folder, "reason")
-        # Launchers that a host starts by their names are those of this environment, also where it is not activated.
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        # In a session of its own: Ctrl-C reaches this process alone, which ends the others in order.
-        environment = {**os.environ, REASON: str(reason), "PATH": path}
-        started = subprocess.Popen(command, env=environment, start_new_session=True)
+        started = start(command, reason)
         try:
-            code = started.wait()
+            started.wait()
         finally:
-            _end_group(started)
-        code = code - 256 if 256 - code in set(signal.Signals) else code  # DeepSpeed's launcher: a signal modulo 256
+            end_groups([started])
+        code, line = outcome(started, reason)
         if code:
-            line = reason.read_text() if reason.exists() else _unexplained(code)
             print(f"\n{line}", file=sys.stderr)  # a progress bar may stand in the last line
-    return 128 - code if code < 0 else code
+    return code
+
+
+def start(command: list[str], reason: Path, output: IO[bytes] | None = None) -> subprocess.Popen:
+    """Start the leader of a run's processes, in a group of their own.
+
+    Args:
+        command: As for `run`.
+        reason: A file that is not there, in which the first process that fails leaves its line.
+        output: What they print, stdout and stderr; by default that goes where this process's goes.
+    """
+    # Launchers that a host starts by their names are those of this environment, also where it is not activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    environment = {**os.environ, REASON: str(reason), "PATH": path}
+    # In a session of its own: Ctrl-C reaches this process alone, which ends the others in order.
+    return subprocess.Popen(command, env=environment, start_new_session=True, stdout=output, stderr=output)
+
+
+def outcome(ended: subprocess.Popen, reason: Path) -> tuple[int, str]:
+    """Exit code of a leader that has ended, as `run` returns it, and why: a line, or nothing with 0."""
+    code = ended.returncode
+    code = code - 256 if 256 - code in set(signal.Signals) else code  # DeepSpeed's launcher: a signal modulo 256
+    if code == 0:
+        return 0, ""
+    line = reason.read_text() if reason.exists() else _unexplained(code)
+    return 128 - code if code < 0 else code, line
 
 
 @contextmanager
-def _exit_by_signals() -> Iterator[None]:
+def exit_by_signals() -> Iterator[None]:
     """Within the context the first signal that would end this process raises SystemExit; others are then ignored."""
     # nohup and shells' background jobs ignore some: leave it so
     before = {number: old for number in _SIGNALS if (old := signal.getsignal(number)) is not signal.SIG_IGN}
@@ -66,15 +87,27 @@ def _exit_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _end_group(leader: subprocess.Popen) -> None:
-    """Ask all processes of a group to end, and end those that do not."""
-    with suppress(ProcessLookupError):
-        os.killpg(leader.pid, signal.SIGTERM)
-        for _ in range(_PATIENCE * 20):
-            leader.poll()  # or it would stay in the group
-            os.killpg(leader.pid, 0)
-            time.sleep(0.05)
-        os.killpg(leader.pid, signal.SIGKILL)
+def end_groups(leaders: list[subprocess.Popen]) -> None:
+    """Ask all processes of these groups to end, and end those that do not."""
+    for leader in leaders:
+        _signal(leader, signal.SIGTERM)
+    deadline = time.monotonic() + _PATIENCE
+    while any(_signal(leader, 0) for leader in leaders):
+        if time.monotonic() > deadline:
+            for leader in leaders:
+                _signal(leader, signal.SIGKILL)
+            return
+        time.sleep(0.05)
+
+
+def _signal(leader: subprocess.Popen, number: int) -> bool:
+    """Send a signal to a group, or none with 0; False if no process is left in it."""
+    leader.poll()  # or it would stay in the group
+    try:
+        os.killpg(leader.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _unexplained(code: int) -> str:

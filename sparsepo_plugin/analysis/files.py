@@ -1,8 +1,10 @@
 """Where a command writes, and whose results they are."""
 
+import csv
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from ..checkpoint import write_whole
 from ..errors import SparsePOError
@@ -46,6 +48,22 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     def write(part: Path) -> None:
         with part.open("w", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
+
+    write_output(path, write)
+
+
+def write_csv(path: Path, columns: tuple[str, ...], rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows under their columns; what a row does not have is empty.
+
+    Raises:
+        SparsePOError: it cannot be written.
+    """
+
+    def write(part: Path) -> None:
+        with part.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, columns)
+            table.writeheader()
+            table.writerows(rows)
 
     write_output(path, write)
 

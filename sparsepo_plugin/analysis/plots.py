@@ -1,10 +1,12 @@
 """Figures of matplotlib, which the extra `analysis` brings: how they look and how they are saved."""
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ..errors import SparsePOError
-from .files import write_output
+from .files import write_csv, write_output
 
 try:
     import matplotlib
@@ -33,7 +35,17 @@ _STYLE = {
     "text.parse_math": False,  # a run's name may have a $
 }
 
-__all__ = ["Axes", "Figure", "colours", "draw_key", "new_figure", "save", "svg"]
+__all__ = [
+    "Axes",
+    "Figure",
+    "colours",
+    "draw_key",
+    "draw_legend",
+    "new_figure",
+    "save_with_numbers",
+    "style_of",
+    "svg",
+]
 
 
 def new_figure(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
@@ -49,6 +61,11 @@ def colours() -> tuple[str, ...]:
     return _COLOURS
 
 
+def style_of(number: int) -> dict[str, str]:
+    """Colour and kind of the line of one of many."""
+    return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": ("-", "--", ":")[number // len(_COLOURS) % 3]}
+
+
 def draw_key(figure: Figure, names: list[str]) -> None:
     """Say above the panels which colour is whose, and what lines and points are."""
     runs = [Line2D([], [], color=colour, label=name) for name, colour in zip(names, _COLOURS, strict=False)]
@@ -56,8 +73,13 @@ def draw_key(figure: Figure, names: list[str]) -> None:
         Line2D([], [], color="0.4", label="training"),
         Line2D([], [], color="0.4", label="evaluation", marker="o", linestyle="none"),
     ]
+    draw_legend(figure, [*runs, *kinds])
+
+
+def draw_legend(figure: Figure, lines: list[Line2D]) -> None:
+    """Name lines above the panels, by their labels."""
     with matplotlib.rc_context(_STYLE):
-        figure.legend(handles=[*runs, *kinds], loc="outside upper center", ncols=4, frameon=False)
+        figure.legend(handles=lines, loc="outside upper center", ncols=4, frameon=False)
 
 
 def svg(figure: Figure) -> str:
@@ -68,12 +90,25 @@ def svg(figure: Figure) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as its file's name ends.
+def save_with_numbers(
+    output: Path, name: str, figure: Figure, columns: tuple[str, ...], rows: Iterable[dict[str, Any]]
+) -> list[Path]:
+    """Write the numbers behind a figure into the folder `output` as CSV, and the figure as PNG and SVG.
+
+    Returns:
+        What was written.
 
     Raises:
-        SparsePOError: it cannot be written.
+        SparsePOError: it cannot be.
     """
+    paths = [output / f"{name}.{ending}" for ending in ("csv", "png", "svg")]
+    write_csv(paths[0], columns, rows)
+    for path in paths[1:]:
+        _save(figure, path)
+    return paths
+
+
+def _save(figure: Figure, path: Path) -> None:
     ending = path.suffix.removeprefix(".")
     metadata = {"Date": None} if ending == "svg" else None
     with matplotlib.rc_context(_STYLE):

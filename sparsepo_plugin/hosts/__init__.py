@@ -1,9 +1,10 @@
 """A folder for each framework; here, whose a YAML is."""
 
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import NamedTuple
 
 import yaml
@@ -23,6 +24,10 @@ class Host(NamedTuple):
         install: How to install it.
         docs: Where its keys are explained, if not by its own parser.
         start: How its runs are started, if not by this package's command line.
+        seed: Key of a run's seed.
+        output: Key of the folder that a run leaves its model in.
+        folders: Keys of other folders that it writes where a YAML names them, and what they are called in a sweep.
+        betas: Keys of β.
     """
 
     name: str
@@ -31,6 +36,10 @@ class Host(NamedTuple):
     install: str
     docs: str | None = None
     start: str | None = None
+    seed: str = "seed"
+    output: str = "output_dir"
+    folders: Mapping[str, str] = MappingProxyType({})
+    betas: frozenset[str] = frozenset()
 
     @property
     def version(self) -> str | None:
@@ -47,6 +56,10 @@ HOSTS = {
         "openrlhf",
         frozenset({"adam", "ckpt", "data", "ds", "eval", "logger", "model", "muon", "ref", "train"}),
         "pip install --no-deps openrlhf",
+        seed="train.seed",
+        output="ckpt.output_dir",
+        folders={"ckpt.path": "run/checkpoints", "logger.tensorboard_dir": "tensorboard"},
+        betas=frozenset({"model.beta"}),
     ),
     "axolotl": Host(
         "Axolotl",
@@ -54,6 +67,7 @@ HOSTS = {
         frozenset({"base_model", "datasets", "plugins", "rl"}),
         "pip install axolotl==0.19.0",
         docs="https://docs.axolotl.ai/docs/config-reference.html",
+        betas=frozenset({"rl_beta", "trl.beta"}),
     ),
     "trl": Host(
         "TRL",

@@ -1,0 +1,1 @@
+"""`sparsepo sweep`: a grid of runs of any host, each in a folder of its own."""
