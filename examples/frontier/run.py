@@ -19,7 +19,7 @@ from reviews import Reviewer
 HERE, OUTPUT = Path(__file__).parent, Path("runs/frontier")  # the latter is in base.yaml too
 TRAIN_PROMPTS, HELD_OUT_PROMPTS = 2000, 400
 MIN_DIFFERENCE = 0.5  # of the scores of a pair, as in the demo
-BETAS, SEEDS = "0.05,0.2,0.8", "0,1,2"
+BETAS, SEEDS = "0.1,0.6,3", "0,1,2"
 BASELINES = {"figures": "dpo", "figures_tdpo": "tdpo v1"}  # a folder for each
 SAMPLING = ("--reward", "vader", "--max-new-tokens", MAX_NEW_TOKENS, "--count", 2)
 

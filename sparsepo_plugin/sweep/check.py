@@ -20,7 +20,7 @@ def main(files: list[Path]) -> None:
         except ValueError as error:  # the patched OpenRLHF has a class of its own
             if not (isinstance(error, SparsePOError) or type(error).__name__ == "ConfigError"):
                 raise
-            line = one_line(error).replace(f"{file.parent}/", "")
+            line = one_line(error).removeprefix(f"{file}: ").replace(f"{file.parent}/", "")
             raise SparsePOError(f"{file.stem}: {line}") from error
 
 

@@ -22,9 +22,9 @@ VARIANTS = ("--variants", "v.yaml")
         (
             ("--seeds", "0", "--set", "model.btea=1,2"),
             {},
-            "model.btea=1_seed=0: model.btea=1_seed=0.yaml: unknown key",
+            "error: model.btea=1_seed=0: unknown key",
         ),
-        (("--seeds", "0", "--set", "loss=dpo,ppo"), {}, "ppo_seed=0: loss: unknown objective 'ppo'"),
+        (("--seeds", "0", "--set", "loss=dpo,ppo"), {}, "error: ppo_seed=0: loss: unknown loss 'ppo'"),
     ],
 )
 def test_grids(refused, flags, files, says):

@@ -77,7 +77,7 @@ def test_a_signal_ends_every_process(sweep, tmp_path):
 
 def test_failures_are_listed_and_the_rest_is_run(sweep, tmp_path):
     (tmp_path / "faulty.py").write_text(FAULTY.replace('os.environ["RANK"] == "1"', "True"))
-    short = {"loss_plugins": ["faulty"], "data": {"max_samples": 8}}
+    short = {"loss_plugins": ["faulty"], "data": {"max_samples": 24}}
     done = sweep("--set", "loss=faulty,sparsepo", "--seeds", "0", "-o", "sweep", **short)
     assert done.returncode == 1
     folder = tmp_path / "sweep"
@@ -103,7 +103,7 @@ def test_what_has_outlived_a_sweep_is_ended_by_the_next(tmp_path):
     ]
     try:
         _end_leftovers([tmp_path / "mine"])
-        assert started[0].wait(60) == -signal.SIGTERM and started[1].poll() is None
+        assert started[0].poll() is not None and started[1].poll() is None
     finally:
         for process in started:
             process.kill()
