@@ -118,6 +118,11 @@ format: env ## sort imports and format
 demo: env ## the paper's sentiment experiment in miniature, to runs/demo (about 3 minutes)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/demo/run.py
 
+# PAIRS and HELD_OUT are files of pairs of film reviews, of different prompts; docs/results.md says which.
+.PHONY: localize
+localize: env ## whether masks find edited words of film reviews, to runs/localize (PAIRS=… HELD_OUT=…, about 12 minutes)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/localize/run.py --pairs "$(PAIRS)" --held-out "$(HELD_OUT)"
+
 # With what the tables were measured, in .venv-bench. TRL's chunked loss is Liger's, whose Triton the CPU does not need.
 .PHONY: bench
 bench: ## measure the step's cost on the CPU, renew benchmarks/results and the tables (about half an hour)

@@ -1,6 +1,5 @@
 """`sparsepo curves`: what runs logged, against their steps, and how the values of their masks are distributed."""
 
-import csv
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -10,9 +9,9 @@ from ..checkpoint import load_description
 from ..errors import SparsePOError
 from ..record import METRICS, read_metrics
 from . import distributions
-from .files import check_output, names_of, write_output
+from .files import check_output, names_of
 from .pairs import Pair, ask, check_count, read_pairs
-from .plots import Axes, Figure, colours, draw_key, new_figure, save
+from .plots import Axes, Figure, colours, draw_key, new_figure, save_with_numbers
 
 _SIDES = ("chosen", "rejected")
 # A panel: its title, and the numbers of the metrics file that are drawn in it.
@@ -53,7 +52,7 @@ def curves(
     drawn = {"curves": (draw_curves(names, logged), COLUMNS, _lines(names, logged))}
     if pairs is not None:
         drawn["masks"] = _masks(runs, names, read_pairs(pairs, count), allow_code)
-    return [path for name, parts in drawn.items() for path in _write(output, name, *parts)]
+    return [path for name, parts in drawn.items() for path in save_with_numbers(output, name, *parts)]
 
 
 def read_run(run: Path) -> list[Row]:
@@ -116,19 +115,3 @@ def _masks(
         raise SparsePOError(f"--pairs: {', '.join(names)}: the loss has no masks whose values could be shown")
     rows = (row for each in found for row in each.rows())
     return distributions.draw_distributions(found), distributions.COLUMNS, rows
-
-
-def _write(output: Path, name: str, figure: Figure, columns: tuple[str, ...], rows: Iterator[Row]) -> list[Path]:
-    """The figure's PNG and SVG, and the CSV behind it."""
-
-    def write(part: Path) -> None:
-        with part.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, columns)
-            table.writeheader()
-            table.writerows(rows)
-
-    paths = [output / f"{name}.{ending}" for ending in ("csv", "png", "svg")]
-    write_output(paths[0], write)
-    for path in paths[1:]:
-        save(figure, path)
-    return paths

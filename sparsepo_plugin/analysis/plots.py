@@ -1,7 +1,10 @@
 """Figures of matplotlib, which the extra `analysis` brings: how they look and how they are saved."""
 
+import csv
 import io
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ..errors import SparsePOError
 from .files import write_output
@@ -33,7 +36,7 @@ _STYLE = {
     "text.parse_math": False,  # a run's name may have a $
 }
 
-__all__ = ["Axes", "Figure", "colours", "draw_key", "new_figure", "save", "svg"]
+__all__ = ["Axes", "Figure", "colours", "draw_key", "new_figure", "save_with_numbers", "svg"]
 
 
 def new_figure(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
@@ -68,12 +71,32 @@ def svg(figure: Figure) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as its file's name ends.
+def save_with_numbers(
+    output: Path, name: str, figure: Figure, columns: tuple[str, ...], rows: Iterable[dict[str, Any]]
+) -> list[Path]:
+    """Write the numbers behind a figure into the folder `output` as CSV, and the figure as PNG and SVG.
+
+    Returns:
+        What was written.
 
     Raises:
-        SparsePOError: it cannot be written.
+        SparsePOError: it cannot be.
     """
+
+    def write(part: Path) -> None:
+        with part.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, columns)
+            table.writeheader()
+            table.writerows(rows)
+
+    paths = [output / f"{name}.{ending}" for ending in ("csv", "png", "svg")]
+    write_output(paths[0], write)
+    for path in paths[1:]:
+        _save(figure, path)
+    return paths
+
+
+def _save(figure: Figure, path: Path) -> None:
     ending = path.suffix.removeprefix(".")
     metadata = {"Date": None} if ending == "svg" else None
     with matplotlib.rc_context(_STYLE):

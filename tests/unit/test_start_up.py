@@ -33,6 +33,7 @@ finally:
         (["heatmap", "--help"], 0),
         (["curves", "--help"], 0),
         (["report", "--help"], 0),
+        (["localize", "--help"], 0),
         (["train", "absent.yaml"], 2),
         (["check", "rows.jsonl"], 2),
     ],
