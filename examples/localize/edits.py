@@ -45,7 +45,15 @@ def edited_pairs(reviews: list[tuple[str, str]]) -> list[Pair]:
             pairs.append(Pair(prompt, text, swap(text)))
         elif words and words.isdisjoint(OPPOSITES):
             pairs.append(Pair(prompt, swap(text), text))
-    return [pair for pair in pairs if _difference(pair) >= MIN_DIFFERENCE]
+    return [pair for pair in pairs if is_clear(pair)]
+
+
+def is_clear(pair: Pair) -> bool:
+    """Whether VADER too finds the chosen response better, by far enough."""
+    chosen, rejected = (
+        _SCORER.polarity_scores(pair.prompt + response)["compound"] for response in (pair.chosen, pair.rejected)
+    )
+    return chosen - rejected >= MIN_DIFFERENCE
 
 
 def swap(text: str) -> str:
@@ -57,10 +65,3 @@ def _like(word: str, model: str) -> str:
     if model.isupper():
         return word.upper()
     return word.capitalize() if model[0].isupper() else word
-
-
-def _difference(pair: Pair) -> float:
-    chosen, rejected = (
-        _SCORER.polarity_scores(pair.prompt + response)["compound"] for response in (pair.chosen, pair.rejected)
-    )
-    return chosen - rejected

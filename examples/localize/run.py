@@ -4,23 +4,27 @@ A small language model learns reviews, OpenRLHF trains it on pairs of reviews wi
 `sparsepo localize` asks all runs about held-out reviews in which words of praise or blame were replaced.
 """
 
+import csv
 import gzip
 import json
 import os
+import random
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 import yaml
-from edits import Pair, edited_pairs
+from edits import Pair, edited_pairs, is_clear
 from language_model import language_loss, train, train_tokenizer
+from probe import probe
 
 BASE = Path(__file__).with_name("base.yaml")
-TRAIN_PAIRS = 600
+TRAIN_PAIRS = 480
 # Learned masks with the settings of the demo.
 _LEARNED = {"mask": "learned", "l1_reward": 0.001, "mask_lr": 0.005, "mask_weight_decay": 0.01}
 METHODS: dict[str, dict[str, Any]] = {
@@ -48,23 +52,24 @@ def main(
     held_out: Annotated[Path, typer.Option(help="The same, of other prompts: their reviews are edited.")],
     output: Annotated[Path, typer.Option(help="Folder for models, data and results.")] = Path("runs/localize"),
 ) -> None:
-    """Run the experiment; the results are OUTPUT/results/localize.csv, .png and .svg."""
+    """Run the experiment; the results are OUTPUT/results/localize.csv, .png and .svg, and experiment.csv."""
     start = time.monotonic()
     torch.manual_seed(0)
     rows, others = read(pairs), read(held_out)
     announce(1, "a small Llama learns the reviews")
-    train_reference(texts_of(rows), texts_of(others), output / "reference")
-    announce(2, "pairs")
-    chosen = torch.randperm(len(rows))[:TRAIN_PAIRS].tolist()
-    write_pairs([rows[place] for place in chosen], output / "pairs.jsonl")
-    write_pairs(edited_pairs(reviews_of(others)), output / "edited.jsonl")
+    facts = train_reference(texts_of(rows), texts_of(others), output / "reference")
+    announce(2, "pairs, and what a mask could know of their edits")
+    random.Random(0).shuffle(rows)
+    write_pairs(list(islice(filter(is_clear, rows), TRAIN_PAIRS)), output / "pairs.jsonl")
+    write_pairs(edited := edited_pairs(reviews_of(others)), output / "edited.jsonl")
+    facts |= probe(output / "reference", edited_pairs(reviews_of(rows)), edited)
     for name, loss in METHODS.items():
         announce(3, f"OpenRLHF trains {name}")
         train_policy(loss, output, name)
     announce(4, "edited words")
     runs = [str(output / name) for name in METHODS]
     sparsepo("localize", *runs, "--pairs", output / "edited.jsonl", "-o", output / "results")
-    print(f"{time.monotonic() - start:.0f} seconds")
+    write_facts(facts | {"minutes": (time.monotonic() - start) / 60}, output / "results" / "experiment.csv")
 
 
 def announce(number: int, what: str) -> None:
@@ -73,10 +78,11 @@ def announce(number: int, what: str) -> None:
 
 
 def read(path: Path) -> list[Pair]:
-    """Pairs of a file; a response that continues its prompt with a word is joined to it by a space."""
+    """Pairs of a file without those that have an empty response."""
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-        rows = map(json.loads, lines)
-        return [Pair(row["prompt"], *(spaced(row[side]) for side in ("chosen", "rejected"))) for row in rows]
+        rows = [json.loads(line) for line in lines]
+    pairs = [Pair(row["prompt"], *(spaced(row[side]) for side in ("chosen", "rejected"))) for row in rows]
+    return [pair for pair in pairs if all(map(str.strip, pair))]
 
 
 def spaced(response: str) -> str:
@@ -100,16 +106,24 @@ def write_pairs(pairs: list[Pair], path: Path) -> None:
     print(f"{len(pairs)} pairs in {path}")
 
 
-@torch.no_grad()
-def train_reference(texts: list[str], others: list[str], folder: Path) -> None:
-    """Save the language model that every run starts from, with its tokenizer."""
+def train_reference(texts: list[str], others: list[str], folder: Path) -> dict[str, float]:
+    """Save the language model that every run starts from, with its tokenizer; what it learned."""
     tokenizer = train_tokenizer(texts)
-    with torch.enable_grad():
-        model = train(tokenizer, texts)
-    losses = [language_loss(model, tokenizer, part[:300]).item() for part in (texts, others)]
-    print(f"{len(texts)} reviews; nats a token: {losses[0]:.2f}, of reviews that it has not seen {losses[1]:.2f}")
+    model = train(tokenizer, texts)
     for part in (model, tokenizer):
         part.save_pretrained(folder)
+    with torch.no_grad():
+        seen, unseen = (language_loss(model, tokenizer, part[:300]).item() for part in (texts, others))
+    return {"reviews": len(texts), "nats_seen": seen, "nats_unseen": unseen}
+
+
+def write_facts(facts: dict[str, float], path: Path) -> None:
+    """A CSV file of one row, which is printed too."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, facts, lineterminator="\n")
+        writer.writeheader()
+        writer.writerow(facts)
+    print("\n".join(f"{name:<12}{value:>10.4g}" for name, value in facts.items()))
 
 
 def train_policy(loss: dict[str, Any], output: Path, name: str) -> None:

@@ -143,8 +143,8 @@ def _measure(columns: list[torch.Tensor], edited: list[torch.Tensor]) -> dict[st
     aucs = np.array([roc_auc(*pair) for pair in zip(sizes, flags, strict=True)])
     on_edits = np.array([size[flag].sum() for size, flag in zip(sizes, flags, strict=True)])
     totals = np.array([size.sum() for size in sizes])
-    auc_low, auc_high = _interval(np.mean, aucs)
-    share_low, share_high = _interval(_share, on_edits, totals)
+    auc_low, auc_high = interval(np.mean, aucs)
+    share_low, share_high = interval(_share, on_edits, totals)
     return {
         "auc": float(aucs.mean()),
         "auc_low": auc_low,
@@ -156,7 +156,7 @@ def _measure(columns: list[torch.Tensor], edited: list[torch.Tensor]) -> dict[st
     }
 
 
-def _interval(statistic: Callable[..., np.ndarray], *columns: np.ndarray) -> tuple[float, float]:
+def interval(statistic: Callable[..., np.ndarray], *columns: np.ndarray) -> tuple[float, float]:
     """95% by resampling pairs; not a number for one pair. Percentiles, which a constant does not trouble."""
     if len(columns[0]) < 2:
         return math.nan, math.nan
