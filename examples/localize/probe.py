@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sparsepo_plugin.alignment import edited
-from sparsepo_plugin.analysis.localize import interval, roc_auc
+from sparsepo_plugin.analysis.edits import interval, roc_auc
 from sparsepo_plugin.texts import encode
 
 EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 3, 512, 3e-3, 1e-2

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sparsepo_plugin import load_run
-from sparsepo_plugin.analysis.localize import COLUMNS, QUANTITIES, find_edits, roc_auc, rows_of
+from sparsepo_plugin.analysis.edits import COLUMNS, QUANTITIES, find_edits, roc_auc, rows_of
 from sparsepo_plugin.cli import app
 from sparsepo_plugin.run import TokenTable
 
@@ -215,7 +215,8 @@ def test_bad_input(arguments, says, sparsepo, tmp_path):
 
 
 def test_without_scipy(sparsepo, monkeypatch):
-    monkeypatch.delitem(sys.modules, "sparsepo_plugin.analysis.localize")
+    for name in ("edits", "localize"):
+        monkeypatch.delitem(sys.modules, f"sparsepo_plugin.analysis.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     done = sparsepo("dpo", "--pairs", "pairs.jsonl", "-o", "out")
     assert done.exit_code == 2
