@@ -122,6 +122,11 @@ demo: env ## the paper's sentiment experiment in miniature, to runs/demo (about 
 frontier: env ## the paper's Figure 2 in miniature, 63 runs, to runs/frontier (under 25 minutes on 2 cores; goes on where it was ended)
 	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=examples/demo:$$PYTHONPATH $(BIN)/python examples/frontier/run.py
 
+# PAIRS and HELD_OUT are files of pairs of film reviews, of different prompts; docs/results.md says which.
+.PHONY: localize
+localize: env ## whether masks find edited words of film reviews, to runs/localize (PAIRS=… HELD_OUT=…, about 12 minutes)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/localize/run.py --pairs "$(PAIRS)" --held-out "$(HELD_OUT)"
+
 # With what the tables were measured, in .venv-bench. TRL's chunked loss is Liger's, whose Triton the CPU does not need.
 .PHONY: bench
 bench: ## measure the step's cost on the CPU, renew benchmarks/results and the tables (about half an hour)

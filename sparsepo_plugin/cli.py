@@ -299,6 +299,24 @@ def frontier(
 
 
 @app.command()
+def localize(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Output folders of finished runs.")],
+    pairs: Annotated[
+        Path, typer.Option("--pairs", help="Pairs, JSON lines, whose responses differ by edits of known words.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A folder for CSV, PNG and SVG.")],
+    count: Annotated[int | None, typer.Option("-n", help="The first so many pairs; all without it.")] = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Measure whether masks, log-ratios and advantages are large where responses were edited."""
+    with one_line_errors():
+        from .analysis.localize import localize
+
+        for line in localize(runs, pairs, output, count, allow_code):
+            typer.echo(line)
+
+
+@app.command()
 def masks(name: Name = None) -> None:
     """List the masks that a loss can read, or describe NAME."""
     from .config import FROM_RUN, mask_class

@@ -28,6 +28,7 @@ class TokenTable:
     Attributes:
         text: Each token as text, its spaces and line feeds included.
         response: Whose token it is: `chosen`, `rejected`, or `response` where one was asked about.
+        labels: Each token's id. int64 [N].
         logps: log π(y_t). float32 [N].
         reference_logps: log π_ref(y_t), [N]; this and what follows from it is None without a reference.
         log_ratio: r_t = log π(y_t) − log π_ref(y_t). [N].
@@ -40,6 +41,7 @@ class TokenTable:
 
     text: list[str]
     response: list[str]
+    labels: Tensor
     logps: Tensor
     reference_logps: Tensor | None = None
     log_ratio: Tensor | None = None
@@ -168,6 +170,7 @@ class Run:
         stats, masks = output.statistics, output.masks
         sign = 1 if self._model.expectation == "policy" else -1
         columns = {
+            "labels": tokens.labels,
             "logps": stats.policy_logps,
             "reference_logps": stats.reference_logps,
             "log_ratio": None if stats.reference_logps is None else stats.policy_logps - stats.reference_logps,

@@ -115,7 +115,8 @@ def test_a_files_name_is_text_too(page, folder):
 def table(**columns):
     values = {name: torch.tensor(column) for name, column in columns.items()}
     count = len(next(iter(columns.values())))
-    return TokenTable(text=["w"] * count, response=["chosen"] * count, logps=torch.zeros(count), **values)
+    text, response, labels = ["w"] * count, ["chosen"] * count, torch.zeros(count, dtype=torch.long)
+    return TokenTable(text, response, labels, logps=torch.zeros(count), **values)
 
 
 def colours(*tables):

@@ -35,6 +35,7 @@ finally:
         (["report", "--help"], 0),
         (["generate", "--help"], 0),
         (["evaluate", "--help"], 0),
+        (["localize", "--help"], 0),
         (["train", "absent.yaml"], 2),
         (["check", "rows.jsonl"], 2),
     ],
