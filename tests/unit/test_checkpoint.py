@@ -113,6 +113,7 @@ def test_the_description_says_everything(tmp_path):
             "metrics_every": None,
             "offload_features": False,
             "chunk_size": None,
+            "logits_budget": None,
             "disable_dropout": True,
             "on_nonfinite": "stop",
             "on_dead_mask": "warn",
