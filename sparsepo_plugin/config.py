@@ -53,10 +53,10 @@ class MaskedKeys(StepKeys):
         1e-3, description="learning rate of the masks; `policy` takes the policy's, as in the paper"
     )
     mask_weight_decay: float = Field(0.01, ge=0, description="weight decay of the masks")
-    metrics_every: PositiveInt | None = Field(
-        None,
-        description="log the token KL of all tokens every so many steps, by default whenever the host logs; "
-        "on other steps, tokens whose masks are zero skip the vocabulary",
+    metrics_every: PositiveInt = Field(
+        10,
+        description="log the token KL of all tokens every so many steps, at the first one that the host logs; on "
+        "other steps, tokens whose masks are zero skip the vocabulary",
     )
     offload_features: bool = Field(False, description="keep the reference's hidden rows in host memory")
     on_dead_mask: Literal["warn", "stop"] = Field(

@@ -179,7 +179,7 @@ def test_causality(here, peeking):
 
 
 def test_a_mask_that_looks_ahead_is_one_line(here, peeking):
-    file = peeking(sparsepo={"shared": None, "l1_kl": None, "kl": {"mask": "peeking:Peek"}})
+    file = peeking(sparsepo={**dict.fromkeys(("shared", "l1_kl", "metrics_every")), "kl": {"mask": "peeking:Peek"}})
     assert here("check", file).exit_code == 0
     done = here("check", file, "--causality")
     assert done.exit_code == 2

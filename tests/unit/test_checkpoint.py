@@ -110,7 +110,7 @@ def test_the_description_says_everything(tmp_path):
             "kl": None,
             "mask_lr": 0.001,
             "mask_weight_decay": 0.01,
-            "metrics_every": None,
+            "metrics_every": 10,
             "offload_features": False,
             "chunk_size": None,
             "logits_budget": None,
