@@ -118,14 +118,13 @@ format: env ## sort imports and format
 demo: env ## the paper's sentiment experiment in miniature, to runs/demo (about 3 minutes)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/demo/run.py
 
-# With what the tables were measured, in .venv-bench. TRL's chunked loss is Liger's, whose Triton the CPU does not need.
+# With what the tables were measured, in .venv-bench.
 .PHONY: bench
-bench: ## measure the step's cost on the CPU, renew benchmarks/results and the tables (about half an hour)
+bench: ## measure the step's cost on the CPU, renew benchmarks/results and the tables (under 20 minutes)
 	@$(MAKE) env bench-cpu VENV=.venv-bench EXTRAS=openrlhf,bench CONSTRAINTS=benchmarks/constraints.txt
 
 .PHONY: bench-cpu
 bench-cpu:
-	@$(PIP) $(PINNED) --no-deps liger-kernel
 	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/report.py
 
