@@ -206,7 +206,7 @@ def test_one_of_them_is_described(here):
     assert rows["version"][1:5] == ["1", "|", "2", "2"]
     assert rows["alpha"][1:5] == ["float", "≥", "0", "0.5"]
     assert rows["layer_norm"][1:5] == ["bool", "|", "affine", "true"]
-    assert {"chunk_size", "disable_dropout"} <= rows.keys(), "those of every loss"
+    assert {"chunk_size", "logits_budget", "disable_dropout"} <= rows.keys(), "those of every loss"
     assert not {"hidden_size", "num_layers", "beta"} & rows.keys(), "the run gives them, and no YAML"
     unknown = here("masks", "nope")
     assert unknown.exit_code == 2
