@@ -14,14 +14,7 @@ from transformers import set_seed
 # Ten fp32 steps with learned, independent masks, and the optimizer of the `config` fixture.
 BASE = {
     "loss": "sparsepo",
-    "loss_options": {
-        "mask": "learned",
-        "shared": False,
-        "l1_reward": 1e-3,
-        "l1_kl": 1e-3,
-        "mask_lr": 1e-2,
-        "metrics_every": 1,
-    },
+    "loss_options": {"mask": "learned", "shared": False, "l1_reward": 1e-3, "l1_kl": 1e-3, "mask_lr": 1e-2},
     "beta": 0.5,
     "max_length": 32,
     "per_device_train_batch_size": 8,

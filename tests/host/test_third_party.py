@@ -31,7 +31,11 @@ WAYS = ("entry point", "path", "plugin")
 LEARNED = {"mask_lr": MASK_LR, "mask_weight_decay": DECAY}
 OBJECTIVES = {
     "margin": ({"mask": "probe", "scale": 0.8, "margin": 0.2, **LEARNED}, {"beta": BETA}, "margin_met"),
-    "cautious": ({"caution": 0.7, "length": 2}, {"beta": BETA, "label_smoothing": SMOOTHING}, "token_kl_chosen"),
+    "cautious": (
+        {"caution": 0.7, "length": 2, "metrics_every": 1},
+        {"beta": BETA, "label_smoothing": SMOOTHING},
+        "token_kl_chosen",
+    ),
     "plain": ({"power": 0.5}, {}, "acc"),
 }
 
