@@ -127,14 +127,13 @@ frontier: env ## the paper's Figure 2 in miniature, 63 runs, to runs/frontier (u
 localize: env ## whether masks find edited words of film reviews, to runs/localize (PAIRS=… HELD_OUT=…, about 12 minutes)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/localize/run.py --pairs "$(PAIRS)" --held-out "$(HELD_OUT)"
 
-# With what the tables were measured, in .venv-bench. TRL's chunked loss is Liger's, whose Triton the CPU does not need.
+# With what the tables were measured, in .venv-bench.
 .PHONY: bench
-bench: ## measure the step's cost on the CPU, renew benchmarks/results and the tables (about half an hour)
+bench: ## measure the step's cost on the CPU, renew benchmarks/results and the tables (under 20 minutes)
 	@$(MAKE) env bench-cpu VENV=.venv-bench EXTRAS=openrlhf,bench CONSTRAINTS=benchmarks/constraints.txt
 
 .PHONY: bench-cpu
 bench-cpu:
-	@$(PIP) $(PINNED) --no-deps liger-kernel
 	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/report.py
 

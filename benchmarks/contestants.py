@@ -106,17 +106,13 @@ class Arena:
         return lambda: trainer.dpo_step(batch)[0]
 
     def trl_dpo(self) -> Callable[[], Tensor]:
-        """TRL's `DPOTrainer._compute_loss`, metrics included."""
+        """TRL's `DPOTrainer._compute_loss` with its fused head, metrics included."""
         trainer, inputs = self._trl()
         return lambda: trainer._compute_loss(trainer.model, inputs, return_outputs=False)
 
-    def trl_dpo_chunked(self) -> Callable[[], Tensor]:
-        """The same with `use_liger_kernel`, TRL's only loss in chunks."""
-        from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss
-
-        trainer, inputs = self._trl()
-        trainer.liger_loss = LigerFusedLinearDPOLoss(beta=BETA, loss_type="sigmoid")
-        return lambda: trainer._compute_loss_liger(trainer.model, inputs, return_outputs=False)
+    def unshared(self) -> Callable[[], Tensor]:
+        """Our step with the learned mask, every sequence with its prompt."""
+        return self.ours(Ours())
 
     def plain(self) -> Callable[[], Tensor]:
         """The authors' arithmetic with masks of 1: softmax and log-softmax of both models over all positions."""
@@ -128,7 +124,7 @@ class Arena:
         # With LoRA the reference is the policy with its adapter off, as in a run.
         reference = self.reference if config.uses_reference and not self.shape.lora else None
         policy = HostedPolicy(self.policy, reference, config).to(self.ids.device)
-        step = PreferenceStep(policy, logging_steps=2)
+        step = PreferenceStep(policy)
         actor = self._actor(policy)
         inputs = {"attention_mask": self.attention, "return_output": True}
 
@@ -143,7 +139,7 @@ class Arena:
         frozen = Runner(self.reference, run_frozen)
         # SePO's oracle is a third model; a second forward of the reference costs the same.
         models = {"reference": frozen if reference else None, "oracle": frozen if config.oracle else None}
-        number = 1 if ours.sparsity else 2  # every second step has the metrics of all tokens
+        number = 1 if ours.sparsity else 10  # every tenth step has the metrics of all tokens
         return lambda: step(run_policy, self._tokens(), **models, number=number).loss
 
     def _actor(self, model: nn.Module) -> Actor:
@@ -167,6 +163,7 @@ class Arena:
             raise NotImplementedError("TRL's DPO has no packing")
         from accelerate import Accelerator
         from trl import DPOTrainer as TRLTrainer
+        from trl.trainer.utils import add_fused_lm_head
 
         trainer = object.__new__(TRLTrainer)
         trainer.model, trainer.ref_model = self.policy, None if self.shape.lora else self.reference
@@ -176,6 +173,11 @@ class Arena:
         trainer.f_divergence_type, trainer.ld_alpha = "reverse_kl", None
         trainer.aux_loss_enabled = trainer.precompute_ref_logps = trainer.use_weighting = trainer._is_vlm = False
         trainer._metrics, trainer._total_train_tokens = {"train": defaultdict(list)}, 0
+        trainer._tp_size = 1
+        # As its constructor does. Whoever does not ask for it gets the model's own forward.
+        of_metrics = ("log_probs", "entropy", "mean_logits", "is_top1")
+        add_fused_lm_head(self.policy.get_base_model() if self.shape.lora else self.policy, outputs=of_metrics)
+        add_fused_lm_head(self.reference)
         completion = torch.zeros_like(self.ids)
         completion[:, self.shape.prompt :] = 1
         return trainer, {

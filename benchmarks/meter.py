@@ -116,11 +116,11 @@ def take_turns(
     repeats: int,
     reset: Callable[[], None],
     may_lack: Collection[object] = (),
-) -> dict:
-    """Cost of each contestant's forward and backward, over `repeats` turns after one that is not counted.
+) -> dict[object, list[Cost] | str]:
+    """Costs of each contestant's forward and backward, in `repeats` turns after one that is not counted.
 
     `reset` runs before every step. A contestant in `may_lack` that cannot run, as a library is missing, gets the
-    reason in place of its cost.
+    reason in place of its costs.
     """
     costs: dict[object, list[Cost]] = {name: [] for name in losses}
     reasons = {}
@@ -134,7 +134,7 @@ def take_turns(
                     raise
                 reasons[name] = str(error).splitlines()[0]
         losses = {name: loss for name, loss in losses.items() if name not in reasons}
-    return reasons | {name: middle(costs[name][1:]) for name in losses}
+    return reasons | {name: costs[name][1:] for name in losses}
 
 
 def middle(costs: list[Cost]) -> Cost:

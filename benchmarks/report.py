@@ -6,14 +6,16 @@ from statistics import fmean
 from typing import Annotated
 
 import typer
-from shapes import FIRST, PYTHIA, SECOND, SEVEN_B, THIRD
+from shapes import FIRST, LONG, LONGER, PYTHIA, SECOND, SEVEN_B, THIRD
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 # The largest time and memory that a dense step may cost of OpenRLHF's DPO step. The times are what it cost when first
 # measured with memory kept, with room for noise: it may not get slower. Making it faster is work of its own.
 BARS = {FIRST: (0.75, 0.45), SECOND: (1.35, 0.60), THIRD: (0.75, 0.35)}
+BUDGET = 128e6  # bytes of logits that are kept on a CPU by default
 AXES = {
+    "prompt": "prompt tokens",
     "response": "response tokens",
     "vocabulary": "vocabulary",
     "layers": "layers",
@@ -55,7 +57,7 @@ def shape(row: Row) -> str:
 
 
 def ratios(row: Row) -> str:
-    """Wall time with the least and the most of the runs / user time / memory."""
+    """Wall time with the least and the most of the turns / user time / memory."""
     time, least, most = (f"{float(row[f'time_ratio{end}']):.2f}" for end in ("", "_least", "_most"))
     user = f"{float(row['user_ratio']):.2f}" if row["user_ratio"] else "–"
     return f"{time} ({least}–{most}) / {user} / {float(row['memory_ratio']):.2f}"
@@ -109,20 +111,29 @@ def allocation_table(rows: list[Row]) -> str:
 
 
 def floor_table(rows: list[Row]) -> str:
-    """GFLOP of a step's matrix products, OpenRLHF's and ours, their ratio beside the measured ones, and its logits."""
+    """GFLOP of a step's matrix products, OpenRLHF's and ours by what is kept, and their ratios beside the measured."""
     measured, cells = to_openrlhf(rows), []
-    for batch in BARS:
+    for batch in (FIRST, SECOND, THIRD, LONG, LONGER):
         tokens, responses = (2 * batch.pairs * length for length in (batch.prompt + batch.response, batch.response))
-        models = 8 * batch.size.body * tokens
-        theirs, ours = (per_row * batch.size.width * batch.vocab for per_row in (8 * tokens, 12 * responses))
-        counts = [f"{tokens:,}", f"{responses:,}", *(f"{flop / 1e9:.0f}" for flop in (models, theirs, ours))]
-        logits = f"{4 * tokens * batch.vocab / 1e6:.0f} MB"
-        found = [
-            f"{float(measured[str(batch), '`learned` shared'][f'{kind}_ratio']):.2f}" for kind in ("time", "user")
-        ]
-        cells.append([str(batch), *counts, f"{(models + ours) / (models + theirs):.2f}", *found, logits])
-    header = ["T", "N", "models", "vocabulary, OpenRLHF", "vocabulary, ours", "ratio of all"]
-    header += ["measured, time", "measured, user time", "one [T, V] tensor"]
+        models, product = 8 * batch.size.body * tokens, 2 * batch.size.width * batch.vocab
+        kept = min(1.0, BUDGET / (4 * responses * batch.vocab))  # of the reference's logits
+        theirs, ours = 4 * product * tokens, [(5 - share) * product * responses for share in (0.0, kept, 1.0)]
+        counts = [f"{tokens:,}", f"{responses:,}", *(f"{flop / 1e9:.0f}" for flop in (models, theirs, *ours))]
+        floors = [f"{(models + flop) / (models + theirs):.2f}" for flop in ours]
+        row = measured.get((str(batch), "`learned` shared"))
+        found = [f"{float(row[f'{kind}_ratio']):.2f}" if row else UNMEASURED for kind in ("time", "user")]
+        cells.append([str(batch), *counts, *floors, *found])
+    header = [
+        "T",
+        "N",
+        "models",
+        "vocabulary, OpenRLHF",
+        *(f"ours, {kept} kept" for kept in ("none", "128 MB", "all")),
+    ]
+    header += [f"ratio of all, {kept}" for kept in ("none", "128 MB", "all")] + [
+        "measured, time",
+        "measured, user time",
+    ]
     return table(["pairs × prompt × response, V", *header], cells)
 
 
@@ -177,8 +188,9 @@ def bars(rows: list[Row], parts: list[Row]) -> list[tuple[str, float, float]]:
         found.append((f"{batch}: time", time, float(dense["time_ratio"])))
         found.append((f"{batch}: memory", memory, float(dense["memory_ratio"])))
         for other, limit in (("`learned` independent", 1.10), ("`activation`", 1.15)):
-            ratio = float(cost[str(batch), other]["seconds"]) / float(dense["seconds"])
-            found.append((f"{batch}: {other} to shared, time", limit, ratio))
+            if row := cost.get((str(batch), other)):
+                ratio = float(row["seconds"]) / float(dense["seconds"])
+                found.append((f"{batch}: {other} to shared, time", limit, ratio))
     sparse, dense = (cost[str(SECOND), name] for name in ("`learned` shared, 80% zero", "`learned` shared"))
     found.append(("80% zero to dense, second shape, time", 0.85, float(sparse["seconds"]) / float(dense["seconds"])))
     vocabulary = {row["part"]: float(row["share"]) for row in parts if row["measurement"] == "vocabulary"}

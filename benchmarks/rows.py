@@ -23,39 +23,44 @@ GROWTH_COLUMNS = ["axis", "value", "contestant", "seconds", "bytes", "faults", "
 PARTS_COLUMNS = ["measurement", "part", "seconds", "share", "bytes", "faults", "versions"]
 VOCABULARY, PROFILE = "vocabulary part", "profile"
 
-# What each contestant of a case cost, or why it cannot run; the vocabulary part and the profile are cases too.
-Found = dict[object, dict[object, Cost | str]]
+# What each contestant of a case cost in each turn, or why it cannot run; the vocabulary part and the profile are cases
+# too.
+Found = dict[object, dict[object, list[Cost] | str]]
 
 
-def write(results: Path, device: str, fresh: Found, runs: list[Found]) -> None:
-    """Write the CSV files from a pass with fresh memory and runs with memory kept."""
-    rows = [row for case in GRID[device] if case in fresh for row in _case_rows(case, device, fresh, runs)]
+def write(results: Path, device: str, fresh: Found, timed: Found) -> None:
+    """Write the CSV files from a pass with fresh memory and one with memory kept."""
+    rows = [
+        row for case in GRID[device] if case in fresh for row in _case_rows(case, device, fresh[case], timed[case])
+    ]
     if device == "cpu":
         rows += [row for case in GRID["cuda"] for row in _unmeasured_rows(case, "cuda")]
     _write(results / f"step_cost_{device}.csv", COLUMNS, rows)
     if VOCABULARY in fresh:
-        kept = {case: {name: _joined(cost, case, name, runs) for name, cost in fresh[case].items()} for case in fresh}
+        kept = {
+            case: {name: _joined(costs, timed[case][name]) for name, costs in fresh[case].items()} for case in fresh
+        }
         _write(results / f"growth_{device}.csv", GROWTH_COLUMNS, _growth_rows(kept))
         _write(results / f"parts_{device}.csv", PARTS_COLUMNS, _part_rows(fresh, kept))
 
 
-def _joined(fresh: Cost | str, case: object, name: object, runs: list[Found]) -> Cost | str:
-    """Medians of the runs, the most faults of them, and the bytes of fresh memory."""
-    return fresh if isinstance(fresh, str) else replace(middle([run[case][name] for run in runs]), bytes=fresh.bytes)
+def _joined(fresh: list[Cost] | str, timed: list[Cost] | str) -> Cost | str:
+    """Medians of the turns, the most faults of them, and the bytes of fresh memory."""
+    return fresh if isinstance(fresh, str) else replace(middle(timed), bytes=middle(fresh).bytes)
 
 
-def _case_rows(case: Case, device: str, fresh: Found, runs: list[Found]) -> list[dict]:
+def _case_rows(case: Case, device: str, fresh: dict, timed: dict) -> list[dict]:
     """One row for each of our losses and each baseline."""
     rows = []
     for ours in case.ours:
-        cost = _joined(fresh[case][ours], case, ours, runs)
+        cost = _joined(fresh[ours], timed[ours])
         for baseline in case.baselines:
             cells = {"seconds": round(cost.seconds, 5), "bytes": int(cost.bytes), "versions": versions(device)}
-            if isinstance(other := fresh[case][baseline], str):
+            if isinstance(other := fresh[baseline], str):
                 cells["versions"] += f"; {baseline}: {other}"
             else:
-                cells |= {"memory_ratio": round(cost.bytes / other.bytes, 4)}
-                cells |= _ratios([(run[case][ours], run[case][baseline]) for run in runs])
+                cells |= {"memory_ratio": round(cost.bytes / middle(other).bytes, 4)}
+                cells |= _ratios(list(zip(timed[ours], timed[baseline], strict=True)))
             rows.append(_names(case, ours, baseline, device) | cells)
     return rows
 
@@ -81,7 +86,7 @@ def _names(case: Case, ours: Ours, baseline: str, device: str) -> dict:
 
 
 def _ratios(pairs: list[tuple[Cost, Cost]]) -> dict:
-    """Our cost to a baseline's: median, least and most of the runs; the most faults of any counted step of the two.
+    """Our cost to a baseline's: median, least and most of the turns; the most faults of any counted step of the two.
 
     User time and faults are empty where they are not measured, on a GPU.
     """
@@ -117,8 +122,8 @@ def _part_rows(fresh: Found, kept: Found) -> list[dict]:
     rows += [_part("tried", part, cost, dense.seconds) for part, cost in vocabulary.items()]
     for name, contestant in (("openrlhf_dpo", "openrlhf_dpo"), ("learned", Ours())):
         whole = kept[first][contestant].seconds
-        for memory, costs in (("kept", kept), ("fresh", fresh)):
-            rows.append(_part("allocation", f"`{name}`, memory {memory}", costs[first][contestant], whole))
+        for memory, cost in (("kept", kept[first][contestant]), ("fresh", middle(fresh[first][contestant]))):
+            rows.append(_part("allocation", f"`{name}`, memory {memory}", cost, whole))
     return rows
 
 
@@ -134,7 +139,7 @@ def _measured(cost: Cost) -> dict:
 @cache
 def versions(device: str) -> str:
     """Hardware and versions."""
-    packages = ("torch", "transformers", "openrlhf", "trl", "liger-kernel")
+    packages = ("torch", "transformers", "openrlhf", "trl")
     found = [f"{name} {installed}" for name in packages if (installed := _version(name))]
     if device == "cuda":
         hardware = torch.cuda.get_device_name()

@@ -42,3 +42,5 @@ class Shape:
 
 
 FIRST, SECOND, THIRD = Shape(4, 256, 64, 32_000), Shape(4, 64, 192, 32_000), Shape(2, 256, 64, 128_256)
+LONG, LONGER = Shape(4, 512, 128, 32_000), Shape(2, 1024, 128, 32_000)  # prompts, as in the data of the paper
+SHORT = Shape(2, 192, 48, 32_000)

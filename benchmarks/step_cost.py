@@ -1,7 +1,7 @@
 """What one training step costs beside other DPO steps: time and peak memory, to CSV.
 
 A step is forward and backward, without the optimizer; all contestants of a shape take turns. One pass over everything
-measures memory, then three runs measure time, each in a process of its own (`meter.py` says why).
+measures memory, another one time, each in a process of its own (`meter.py` says why).
 """
 
 import shutil
@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sparsepo_plugin import TokenStatistics, divergence, token_statistics
 
-RUNS = 3
+POINT_REPEATS = 3  # of each point of the plot
 
 
 def measure(device: str, shapes: int | None, repeats: int, fresh: Found | None = None) -> Found:
@@ -36,22 +36,23 @@ def measure(device: str, shapes: int | None, repeats: int, fresh: Found | None =
     start, meter, found = time.perf_counter(), Meter(device, fresh is None), {}
     cases = {case: partial(run_case, case, device, repeats) for case in GRID[device][:shapes]}
     if device == "cpu" and shapes is None:
-        # One step a run: three runs give each point of the plot a median of three.
-        cases |= {case: partial(run_case, case, device, 1) for axis in GROWTH.values() for case in axis.values()}
+        few = min(repeats, POINT_REPEATS)
+        cases |= {case: partial(run_case, case, device, few) for axis in GROWTH.values() for case in axis.values()}
         cases |= {VOCABULARY: partial(vocabulary_part, repeats), PROFILE: partial(profile, repeats)}
     if device == "cpu" and fresh:
-        hold(3 * max(cost.bytes for costs in fresh.values() for cost in costs.values() if isinstance(cost, Cost)))
+        known = (costs for found in fresh.values() for costs in found.values() if not isinstance(costs, str))
+        hold(3 * max(middle(costs).bytes for costs in known))
     for case, run in cases.items():
         found[case] = run(meter)
         title = case.shape if isinstance(case, Case) else case
-        for name, cost in found[case].items():
-            if fresh and isinstance(cost, Cost):
-                cost.check(f"{title}: {name}", fresh[case][name].bytes)
+        for name, costs in found[case].items():
+            if fresh and not isinstance(costs, str):
+                middle(costs).check(f"{title}: {name}", middle(fresh[case][name]).bytes)
         typer.echo(f"{time.perf_counter() - start:6.0f} s  {'time' if fresh else 'memory'}  {title}")
     return found
 
 
-def run_case(case: Case, device: str, repeats: int, meter: Meter) -> dict[object, Cost | str]:
+def run_case(case: Case, device: str, repeats: int, meter: Meter) -> dict[object, list[Cost] | str]:
     """Costs of a case's baselines and of our losses."""
     arena = Arena(case.shape, device)
     losses = {name: _lazy(getattr(arena, name)) for name in case.baselines}
@@ -65,7 +66,7 @@ def _lazy(build: Callable[[], Callable[[], Tensor]]) -> Callable[[], Tensor]:
     return lambda: built()()
 
 
-def profile(repeats: int, meter: Meter) -> dict[str, Cost]:
+def profile(repeats: int, meter: Meter) -> dict[str, list[Cost]]:
     """Seconds of each part of a dense step on the second shape, by torch.profiler; faults and bytes are the step's."""
     arena = Arena(SECOND, "cpu")
     loss = arena.ours(Ours(), spans=True)
@@ -92,10 +93,10 @@ def profile(repeats: int, meter: Meter) -> dict[str, Cost]:
         "policy and masks, backward": total["backward"] - backward,
     }
     found["everything else"] = total["step"] - sum(found.values())
-    return {part: replace(whole, seconds=seconds) for part, seconds in found.items()}
+    return {part: [replace(whole, seconds=seconds)] for part, seconds in found.items()}
 
 
-def vocabulary_part(repeats: int, meter: Meter) -> dict[str, Cost]:
+def vocabulary_part(repeats: int, meter: Meter) -> dict[str, list[Cost]]:
     """The second shape's vocabulary alone, forward and backward: all rows, a fifth of them, and other ways."""
     arena = Arena(SECOND, "cpu")
     rows = 2 * SECOND.pairs * SECOND.response
@@ -106,11 +107,13 @@ def vocabulary_part(repeats: int, meter: Meter) -> dict[str, Cost]:
 
     def loss(statistics: Callable[..., TokenStatistics], count: int = rows) -> Tensor:
         found = statistics(hidden[:count], weight, ref_hidden[:count], ref_weight, labels[:count])
-        return found.policy_logps.sum() + found.expected_log_ratio.sum()
+        return found.policy_logps.sum() - found.expected_log_ratio.sum()  # one mask for both
 
     losses = {
         "dense": lambda: loss(token_statistics),
         "80% sparse": lambda: loss(token_statistics, rows // 5),
+        "no logits kept": lambda: loss(partial(token_statistics, logits_budget=0)),
+        "all logits kept": lambda: loss(partial(token_statistics, logits_budget="100%")),
         "log_softmax of each chunk, checkpointed": lambda: loss(_log_softmax_of_chunks),
     }
     if shutil.which("g++"):  # else the plain code would run, and be measured, in its place
@@ -140,7 +143,7 @@ def _compiled(*args: Tensor) -> TokenStatistics:
 
 def main(
     device: Annotated[str, typer.Option(help="cpu, or cuda for bf16 at Pythia-1.4B and 7B class shapes")] = "cpu",
-    repeats: Annotated[int, typer.Option(min=1, help="steps of each contestant that a run's medians are of")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="steps of each contestant that the medians are of")] = 7,
     shapes: Annotated[int | None, typer.Option(help="measure only the first so many shapes, nothing else")] = None,
     results: Annotated[Path, typer.Option(help="folder of the CSV files")] = Path(__file__).parent / "results",
 ) -> None:
@@ -151,10 +154,10 @@ def main(
     fresh = in_process({}, measure, device, shapes, 1)
     kept = KEPT if device == "cpu" else {}
     try:
-        runs = [in_process(kept, measure, *plan, fresh) for _ in range(RUNS)]
+        timed = in_process(kept, measure, *plan, fresh)
     except FreshMemory as error:
         sys.exit(f"refused: {error}")
-    write(results, device, fresh, runs)
+    write(results, device, fresh, timed)
     if device == "cpu" and shapes is None:
         typer.echo(report.bars_table(results))
 

@@ -1,18 +1,26 @@
 """The section of a loss in a host's YAML: every key typed, documented and with an effect."""
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, create_model
+from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, PositiveInt, create_model
+from pydantic_core import PydanticCustomError
 from torch import nn
 
 from .divergence import Expectation
 from .errors import SparsePOError, shown
 from .objectives import Objective
 from .options import STRICT, construct, options_of, parameters, read_mapping, validate, within
+from .projection import BUDGETS, is_budget
 from .registry import MASKS, OBJECTIVES, Registry
 
 # Constructor parameters of a mask that the run gives; all others are options of the YAML.
 FROM_RUN = ("hidden_size", "num_layers", "seed")
+
+
+def _budget(value: Any) -> Any:
+    if value is None or is_budget(value):
+        return value
+    raise PydanticCustomError("budget", f"must be {BUDGETS}")
 
 
 class StepKeys(BaseModel):
@@ -22,6 +30,11 @@ class StepKeys(BaseModel):
 
     chunk_size: PositiveInt | None = Field(
         None, description="rows per vocabulary projection; by default from the vocabulary and free memory"
+    )
+    logits_budget: Annotated[int | str | None, BeforeValidator(_budget)] = Field(
+        None,
+        description="logits kept for the backward, the rest is computed again: bytes (0, 256MB, 1.5GB) or a share of "
+        "free memory (10%); by default 128MB on a CPU and 10% on a GPU",
     )
     disable_dropout: bool = Field(
         True, description="train without the dropout of the policy's config, as TRL does; that of a LoRA adapter stays"
@@ -40,10 +53,10 @@ class MaskedKeys(StepKeys):
         1e-3, description="learning rate of the masks; `policy` takes the policy's, as in the paper"
     )
     mask_weight_decay: float = Field(0.01, ge=0, description="weight decay of the masks")
-    metrics_every: PositiveInt | None = Field(
-        None,
-        description="log the token KL of all tokens every so many steps, by default whenever the host logs; "
-        "on other steps, tokens whose masks are zero skip the vocabulary",
+    metrics_every: PositiveInt = Field(
+        10,
+        description="log the token KL of all tokens every so many steps, at the first one that the host logs; on "
+        "other steps, tokens whose masks are zero skip the vocabulary",
     )
     offload_features: bool = Field(False, description="keep the reference's hidden rows in host memory")
     on_dead_mask: Literal["warn", "stop"] = Field(

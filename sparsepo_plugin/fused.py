@@ -18,15 +18,10 @@ def fused(plain: Callable[..., Any]) -> Callable[..., Any]:
 
     Args:
         plain: A function of two [n, V] tensors of logits, the second of which may be None, and of what else it needs.
-            It may overwrite them. The compiled one does not: it reads them and writes nothing but its results.
+            It reads them and writes nothing but its results.
     """
-
-    def on_copies(logits: Tensor, ref_logits: Tensor | None, *rest: Any) -> Any:
-        # The compiler removes copies that do not outlive the function, and with them the writes to their originals.
-        return plain(logits.clone(), None if ref_logits is None else ref_logits.clone(), *rest)
-
     # At the first call: loading the compiler takes seconds.
-    compiled = cache(lambda: torch.compile(on_copies, dynamic=True, fullgraph=True))
+    compiled = cache(lambda: torch.compile(plain, dynamic=True, fullgraph=True))
     broken = False
 
     @wraps(plain)

@@ -149,6 +149,7 @@ class MaskedPolicy(nn.Module):
             reference_bias=bias,
             expectation=self.expectation,
             chunk_size=self.loss_config.chunk_size,
+            logits_budget=self.loss_config.logits_budget,
         )
         return torch.stack([values for values in statistics if values is not None])
 

@@ -68,12 +68,19 @@ def progress(numbers: Numbers) -> dict[str, str]:
 
 def summary(folder: str | Path) -> str:
     """What is printed at the end of a run: its last numbers, and where everything is."""
-    lines = [f"The run is in {folder}"]
+    lines, rows = [f"The run is in {folder}"], read_metrics(folder)
     for split, row in last_metrics(folder).items():
-        numbers = {name: value for name, value in row.items() if value is not None}
-        columns = "  ".join(f"{name} {text}" for name, text in progress(numbers).items())
+        columns = "  ".join(f"{name} {text}" for name, text in progress(_finite(row)).items())
+        of_split = [(_mean(_finite(other), "token_kl"), other["step"]) for other in rows if other["split"] == split]
+        known = [(kl, step) for kl, step in of_split if kl is not None]
+        if known and known[-1][1] != row["step"]:  # not computed at every step
+            columns += "  kl {:.3g} (step {})".format(*known[-1])
         lines.append(f"  {split:<5} step {row['step']}: {columns}")
     return "\n".join([*lines, f"  every number: {Path(folder) / METRICS}"])
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def _mean(numbers: Numbers, name: str) -> float | None:

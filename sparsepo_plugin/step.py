@@ -59,7 +59,8 @@ class PreferenceStep:
 
     Args:
         policy: The policy with its masks, as it was before the host put an engine around it.
-        logging_steps: The host's; statistics of all tokens are computed when it logs, unless the config says when.
+        logging_steps: The host's. Where tokens may be left out, statistics of all are computed every `metrics_every`
+            steps, or at the next one that the host logs, so that the step of a logged number is the log's.
         nll_loss: Whether the host adds the chosen responses' negative log-likelihood to the loss.
         on_fault: Told of a loss that is not finite. By default it is raised, or warned of under `on_nonfinite: skip`,
             where the host must leave out updates whose gradient is not finite.
@@ -74,7 +75,7 @@ class PreferenceStep:
     ) -> None:
         self.policy = policy
         self.config, self.objective, self.masks = policy.loss_config, policy.objective, policy.masks
-        self.metrics_every = self.config.metrics_every or logging_steps
+        self.logging_steps = logging_steps
         self.nll_loss = nll_loss
         self.on_fault = on_fault or partial(stop_or_warn, on_nonfinite=self.config.on_nonfinite)
         self.gradients = GradientWatch(policy)
@@ -133,7 +134,11 @@ class PreferenceStep:
 
     def _needs_full_statistics(self, number: int) -> bool:
         """Whether this step's numbers need tokens that the loss could do without."""
-        return self.nll_loss or not torch.is_grad_enabled() or number % self.metrics_every == 0
+        skips = self.masks is not None and not self.masks.zeros_have_gradient
+        if self.nll_loss or not skips or not torch.is_grad_enabled():
+            return True
+        # The last step of which `metrics_every` wants them is one since the host logged before.
+        return number % self.logging_steps == 0 and number % self.config.metrics_every < self.logging_steps
 
     def _metrics(
         self,

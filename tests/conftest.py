@@ -76,7 +76,8 @@ def tiny(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def config(tiny) -> Callable[..., dict]:
-    """The YAML of ten fp32 steps with learned, independent masks; arguments are merged over it."""
+    """The YAML of ten fp32 steps with learned, independent masks and every number of every step; arguments are merged
+    over it."""
     base = {
         "model": {"model_name_or_path": str(tiny / "model"), "beta": 0.5},
         "data": {"dataset": str(tiny / "pairs.jsonl"), "prompt_key": "prompt", "max_len": 32},
@@ -86,6 +87,13 @@ def config(tiny) -> Callable[..., dict]:
         "adam": {"lr": 1e-3, "eps": 1e-4},
         "lr_warmup_ratio": 0.1,
         "loss": "sparsepo",
-        "sparsepo": {"mask": "learned", "shared": False, "l1_reward": 1e-3, "l1_kl": 1e-3, "mask_lr": 1e-2},
+        "sparsepo": {
+            "mask": "learned",
+            "shared": False,
+            "l1_reward": 1e-3,
+            "l1_kl": 1e-3,
+            "mask_lr": 1e-2,
+            "metrics_every": 1,
+        },
     }
     return lambda **over: merge(base, over)

@@ -126,7 +126,7 @@ def refuse_idle_keys(config: LossConfig, masks: Masks | None) -> None:
     idle = {}
     if config.offload_features and "hidden_states" not in masks.request.needs:
         idle["offload_features"] = "no mask reads hidden states"
-    if config.metrics_every and masks.zeros_have_gradient:
+    if "metrics_every" in config.model_fields_set and masks.zeros_have_gradient:
         idle["metrics_every"] = "tokens of these masks are never left out"
     for role, key in objective_class(config.loss).regularises.items():
         mask = config.masks.get(role, config.reward).mask

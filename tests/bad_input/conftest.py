@@ -39,7 +39,7 @@ def refused(config, tmp_path, monkeypatch) -> Callable[..., str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(cli, "run", run_here)
         monkeypatch.setattr(os, "environ", os.environ.copy())  # a run sets some
-        content = yaml.safe_dump(merge(config(), over or {})) if text is None else text
+        content = yaml.safe_dump(merge(config(sparsepo={"metrics_every": None}), over or {})) if text is None else text
         for name, given in {"run.yaml": content, **(files or {})}.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ CLEAR = {"sparsepo": None}  # the good YAML's own section
 @pytest.mark.parametrize(
     ("section", "says"),
     [
-        ({"l1": 1}, "sparsepo.l1 is not a key of this section: allowed are chunk_size, disable_dropout,"),
+        ({"l1": 1}, "sparsepo.l1 is not a key of this section: allowed are chunk_size, logits_budget,"),
         ({"l1_kl": "much"}, "sparsepo.l1_kl: input should be a valid number, not 'much'"),
         ({"l1_kl": float("nan")}, "sparsepo.l1_kl: input should be a finite number, not nan"),
         ({"l1_kl": float("inf")}, "sparsepo.l1_kl: input should be a finite number, not inf"),
@@ -31,6 +31,14 @@ CLEAR = {"sparsepo": None}  # the good YAML's own section
         ({"metrics_every": 1.5}, "sparsepo.metrics_every: input should be a valid integer, not 1.5"),
         ({"chunk_size": 0}, "sparsepo.chunk_size: input should be greater than 0, not 0"),
         ({"chunk_size": "64"}, "sparsepo.chunk_size: input should be a valid integer, not '64'"),
+        (
+            {"logits_budget": -1},
+            "sparsepo.logits_budget: must be a number of bytes (0, 256MB, 1.5GB), or a share of free",
+        ),
+        ({"logits_budget": "101%"}, "memory from 0% to 100%, not '101%'"),
+        ({"logits_budget": 0.1}, "sparsepo.logits_budget: must be a number of bytes"),
+        ({"logits_budget": True}, "sparsepo.logits_budget: must be a number of bytes"),
+        ({"logits_budget": "256 parsecs"}, "sparsepo.logits_budget: must be a number of bytes"),
         ({"offload_features": "yes"}, "sparsepo.offload_features: input should be a valid boolean, not 'yes'"),
         ({"disable_dropout": 1}, "sparsepo.disable_dropout: input should be a valid boolean, not 1"),
         ({"disable_dropout": False}, "sparsepo.disable_dropout: false has no effect: llama has no dropout here"),
@@ -110,7 +118,7 @@ def test_keys(refused, section, says):
         (":Loss", None, "loss: objective ':Loss' cannot be imported"),
         (".a:Loss", None, "loss: objective '.a:Loss' cannot be imported"),
         ("json.nothing:Loss", None, "loss: objective 'json.nothing:Loss' cannot be imported"),
-        ("dpo", {"beta": 1}, "dpo.beta is not a key of this section: allowed are chunk_size, disable_dropout"),
+        ("dpo", {"beta": 1}, "dpo.beta is not a key of this section: allowed are chunk_size, logits_budget"),
         ("dpo", {"mask": "learned"}, "dpo.mask is not a key of this section"),
         ("tdpo", {"version": 1, "alpha": 0.5}, "tdpo.alpha has no effect with tdpo.version: 1"),
         ("tdpo", {"alpha": "x"}, "tdpo.alpha: input should be a valid number, not 'x'"),
@@ -159,7 +167,17 @@ def test_plugins(refused, plugins, says):
 
 KEYS = [
     *("mask", "shared", "reward", "kl", "mask_lr", "mask_weight_decay", "metrics_every", "offload_features"),
-    *("chunk_size", "disable_dropout", "l1_reward", "l1_kl", "l1_reduction", "expectation", "version", "alpha"),
+    *(
+        "chunk_size",
+        "logits_budget",
+        "disable_dropout",
+        "l1_reward",
+        "l1_kl",
+        "l1_reduction",
+        "expectation",
+        "version",
+        "alpha",
+    ),
     *("layers", "depth", "layer_norm", "activation", "dropout", "min", "max", "init", "sites", "rescale", "value"),
     *("gamma", "oracle", "k", "beta", "seed", "lambda"),
 ]

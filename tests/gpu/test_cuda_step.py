@@ -60,7 +60,8 @@ def test_in_bfloat16_it_is_near_that_of_float32(section):
 
 @pytest.mark.parametrize("expectation", ["reference", "policy", None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_compiled_statistics_are_those_of_the_plain_code(expectation, dtype, monkeypatch, caplog):
+@pytest.mark.parametrize("budget", [0, 70_000, None], ids=["kept: none", "kept: a chunk", "kept: all"])
+def test_compiled_statistics_are_those_of_the_plain_code(expectation, dtype, budget, monkeypatch, caplog):
     """And they are compiled: what falls back says so."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight, ref_hidden, ref_weight = (
@@ -71,7 +72,8 @@ def test_compiled_statistics_are_those_of_the_plain_code(expectation, dtype, mon
     def statistics_and_gradients():
         leaves = [tensor.clone().requires_grad_() for tensor in (hidden, weight)]
         given = (ref_hidden, ref_weight) if expectation else (None, None)
-        found = token_statistics(*leaves, *given, labels, expectation=expectation, chunk_size=16)
+        options = {"expectation": expectation, "chunk_size": 16, "logits_budget": budget}
+        found = token_statistics(*leaves, *given, labels, **options)
         sum(values.sum() for values in found if values is not None).backward()
         return [*(values for values in found if values is not None), *(leaf.grad.float() for leaf in leaves)]
 

@@ -52,12 +52,19 @@ class Run:
 
     def scalars(self, name: str) -> list[float]:
         """Values that the host logged to tensorboard, by step."""
+        return [event.value for event in self._logged(name)]
+
+    def steps(self, name: str) -> list[int]:
+        """The steps that they are of."""
+        return [event.step for event in self._logged(name)]
+
+    def _logged(self, name: str) -> list:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         (path,) = {event.parent for event in (self.folder / "tb").rglob("events*")}
         events = EventAccumulator(str(path))
         events.Reload()
-        return [event.value for event in events.Scalars(name)]
+        return events.Scalars(name)
 
     @property
     def losses(self) -> torch.Tensor:

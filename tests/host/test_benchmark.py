@@ -9,6 +9,7 @@ import json
 import math
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ found = {}
 for name, batch in {"padded": shape, "packed": replace(shape, packed=True), "lora": replace(shape, lora=True)}.items():
     arena = Arena(batch, "cpu")
     losses = {"openrlhf_dpo": arena.openrlhf_dpo(), "plain": arena.plain()}
+    if not batch.packed:
+        losses["trl_dpo"] = arena.trl_dpo()
     losses |= {key: arena.ours(Ours(key)) for key in ("dpo", "simpo", "sepo")}
     losses |= {key: arena.ours(Ours(mask=key)) for key in ("uniform", "learned", "activation")}
     for key, loss in losses.items():
@@ -74,6 +77,12 @@ def found(python):
     done = python("-c", SCRIPT)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(not find_spec("trl"), reason="needs TRL")
+def test_trl_computes_the_same(found):
+    assert found["padded trl_dpo"] == pytest.approx(found["padded openrlhf_dpo"], rel=1e-5)
+    assert found["lora trl_dpo"] == pytest.approx(found["lora dpo"], rel=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])

@@ -179,7 +179,7 @@ def test_causality(here, peeking):
 
 
 def test_a_mask_that_looks_ahead_is_one_line(here, peeking):
-    file = peeking(sparsepo={"shared": None, "l1_kl": None, "kl": {"mask": "peeking:Peek"}})
+    file = peeking(sparsepo={**dict.fromkeys(("shared", "l1_kl", "metrics_every")), "kl": {"mask": "peeking:Peek"}})
     assert here("check", file).exit_code == 0
     done = here("check", file, "--causality")
     assert done.exit_code == 2
@@ -206,7 +206,7 @@ def test_one_of_them_is_described(here):
     assert rows["version"][1:5] == ["1", "|", "2", "2"]
     assert rows["alpha"][1:5] == ["float", "≥", "0", "0.5"]
     assert rows["layer_norm"][1:5] == ["bool", "|", "affine", "true"]
-    assert {"chunk_size", "disable_dropout"} <= rows.keys(), "those of every loss"
+    assert {"chunk_size", "logits_budget", "disable_dropout"} <= rows.keys(), "those of every loss"
     assert not {"hidden_size", "num_layers", "beta"} & rows.keys(), "the run gives them, and no YAML"
     unknown = here("masks", "nope")
     assert unknown.exit_code == 2

@@ -63,14 +63,19 @@ def test_a_reference_of_its_own(train, tiny):
 
 
 def test_the_host_says_when_all_tokens_are_computed(config, tmp_path):
-    """`logger.logging_steps`, unless `metrics_every` does."""
+    """Of the steps that it logs (`logger.logging_steps`), one in `metrics_every`."""
     file, host = tmp_path / "run.yaml", load_program()
     file.write_text(yaml.safe_dump(config()))
-    for flags, every in (([], 7), (["--sparsepo.metrics_every", "3"], 3)):
+    for flags, full in (
+        ([], [7, 14]),
+        (["--sparsepo.metrics_every", "14"], [14]),
+        (["--sparsepo.metrics_every", "10"], [14]),
+    ):
         args = host.parse_args(["--config", str(file), "--logger.logging_steps", "7", *flags])
         loss = host.get_loss_class(args.loss, args.loss_plugins)(args)
         loss.wrap(*(SimpleNamespace(model=decoder("llama")) for _ in range(2)))
-        assert loss.preference_step.metrics_every == every
+        step = loss.preference_step
+        assert [number for number in range(1, 18) if step._needs_full_statistics(number)] == full
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_nll_and_label_smoothing_keep_their_meaning(train):
         "mask": "uniform",
         "shared": False,
         "kl": {"value": 0.0},
-        **dict.fromkeys(("l1_reward", "l1_kl", "mask_lr")),
+        **dict.fromkeys(("l1_reward", "l1_kl", "mask_lr", "metrics_every")),
     }
     ours = train(model=flags, sparsepo=uniform)
     host = train(model=flags, loss=None, sparsepo=None)

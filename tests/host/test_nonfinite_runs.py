@@ -256,7 +256,8 @@ class Own(TokenMask):
 def test_a_mask_is_dead_where_it_is_zero_on_the_tokens_of_all_ranks(alive, config, launch, tmp_path):
     """Those of one rank are few, and zeros there alone no reason to stop."""
     (tmp_path / "of_one_rank.py").write_text(OF_ONE_RANK.replace('os.environ["ALIVE"]', repr(alive)))
-    section = {"mask": "of_one_rank:Own", "shared": None, "l1_reward": None, "l1_kl": None, "on_dead_mask": "stop"}
+    without = dict.fromkeys(("shared", "l1_reward", "l1_kl", "metrics_every"))
+    section = {**without, "mask": "of_one_rank:Own", "on_dead_mask": "stop"}
     settings = config(sparsepo=section, train={"micro_batch_size": 4})
     run = launch(settings, processes=2, folder=tmp_path, path=tmp_path)
     if alive == "1":

@@ -125,7 +125,7 @@ def run(real, train):
 
 @every_set
 def test_sparsepo(name, run):
-    finished = run("sparsepo", name, {"mask": "learned", "l1_reward": 1e-4, "l1_kl": 1e-4})
+    finished = run("sparsepo", name, {"mask": "learned", "l1_reward": 1e-4, "l1_kl": 1e-4, "metrics_every": 1})
     assert_trained(finished)
     assert_left_the_reference(finished)
     means = torch.tensor(finished.scalars("train/mask_reward_mean_chosen"))

@@ -31,7 +31,11 @@ WAYS = ("entry point", "path", "plugin")
 LEARNED = {"mask_lr": MASK_LR, "mask_weight_decay": DECAY}
 OBJECTIVES = {
     "margin": ({"mask": "probe", "scale": 0.8, "margin": 0.2, **LEARNED}, {"beta": BETA}, "margin_met"),
-    "cautious": ({"caution": 0.7, "length": 2}, {"beta": BETA, "label_smoothing": SMOOTHING}, "token_kl_chosen"),
+    "cautious": (
+        {"caution": 0.7, "length": 2, "metrics_every": 1},
+        {"beta": BETA, "label_smoothing": SMOOTHING},
+        "token_kl_chosen",
+    ),
     "plain": ({"power": 0.5}, {}, "acc"),
 }
 
@@ -119,7 +123,7 @@ def test_its_run_can_be_asked(way, run, installed, monkeypatch):
 
 def test_masks_of_its_own_in_both_roles_of_ours(config, launch, installed):
     halves = {"reward": {"mask": "probe"}, "kl": {"mask": "opening", "length": 2}}
-    section = {**dict.fromkeys(("mask", "shared", "l1_reward", "l1_kl")), **halves}
+    section = {**dict.fromkeys(("mask", "shared", "l1_reward", "l1_kl", "metrics_every")), **halves}
     done = launch(config(sparsepo=section, data={"max_samples": STEPS * BATCH}), path=installed)
     assert done.code == 0, done.output[-4000:]
     assert {key for key in done.weights if key.startswith("mask_head")} == {
@@ -132,7 +136,7 @@ def test_masks_of_its_own_in_both_roles_of_ours(config, launch, installed):
 
 def test_a_plain_layer_under_zero_3_and_bf16(config, launch, installed):
     """Two processes that share every weight; in bfloat16 all parameters are of it, and so are the features."""
-    section = {"mask": "probe", "shared": None, **dict.fromkeys(("l1_reward", "l1_kl"))}
+    section = {"mask": "probe", "shared": None, **dict.fromkeys(("l1_reward", "l1_kl", "metrics_every"))}
     data, halves = {"max_samples": STEPS * BATCH}, {"micro_batch_size": 4}
     one = launch(config(sparsepo=section, data=data), path=installed)
     zero_3 = config(sparsepo=section, data=data, ds={"zero_stage": 3}, train=halves)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsepo_plugin import SparsePOError, TokenStatistics, divergence, token_statistics
+from sparsepo_plugin import SparsePOError, TokenStatistics, divergence, projection, token_statistics
 from sparsepo_plugin.fused import fused
 
 EXPECTATIONS = ("reference", "policy")
@@ -49,7 +49,7 @@ def inputs(rows=7, vocabulary=11, width=5, ref_width=5, dtype=torch.float64, bia
     return [*policy, *reference, torch.randint(vocabulary, (rows,), generator=g)]
 
 
-def run(args, expectation, chunk_size=None):
+def run(args, expectation, chunk_size=None, logits_budget=None):
     hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels = args
     return token_statistics(
         *(hidden, weight, ref_hidden, ref_weight, labels),
@@ -57,6 +57,7 @@ def run(args, expectation, chunk_size=None):
         reference_bias=ref_bias,
         expectation=expectation,
         chunk_size=chunk_size,
+        logits_budget=logits_budget,
     )
 
 
@@ -68,16 +69,19 @@ def in_double(args):
     ]
 
 
-def objective(stats, seed=1):
-    """A scalar in which each statistic of each token has a weight of its own."""
+def objective(stats, seed=1, one_mask=False):
+    """A scalar in which each statistic of each token has a weight of its own, or r_t − e_t has one."""
     g = torch.Generator().manual_seed(seed)
     weights = torch.randn(3, len(stats.policy_logps), generator=g, dtype=torch.float64)
-    return (torch.stack([x.double() for x in stats]) * weights).sum()
+    if one_mask:
+        weights = weights[0] * torch.tensor([[1.0], [-1.0], [-1.0]])
+    values = torch.stack([x.double() for x in stats if x is not None])
+    return (values * weights[: len(values)]).sum()
 
 
-def compare(args, expectation, chunk_size=None):
+def compare(args, expectation, chunk_size=None, logits_budget=None, one_mask=False):
     expected_args = in_double(args)
-    stats, expected = run(args, expectation, chunk_size), plain(*expected_args, expectation)
+    stats, expected = run(args, expectation, chunk_size, logits_budget), plain(*expected_args, expectation)
     dtype = args[0].dtype
     assert {x.dtype for x in stats} == {torch.float64 if dtype == torch.float64 else torch.float32}
     value_tolerance = 1e-10 if dtype == torch.float64 else 1e-5
@@ -86,9 +90,9 @@ def compare(args, expectation, chunk_size=None):
     wanted = [x for x in args if x is not None and x.requires_grad]
     if not wanted:
         return
-    grads = torch.autograd.grad(objective(stats), wanted)
+    grads = torch.autograd.grad(objective(stats, one_mask=one_mask), wanted)
     expected_grads = torch.autograd.grad(
-        objective(expected), [x for x in expected_args if x is not None and x.requires_grad]
+        objective(expected, one_mask=one_mask), [x for x in expected_args if x is not None and x.requires_grad]
     )
     for got, want, x in zip(grads, expected_grads, wanted, strict=True):
         assert got.dtype == x.dtype
@@ -110,11 +114,12 @@ def test_equals_plain(expectation, dtype, bias):
     width=st.integers(1, 7),
     ref_width=st.integers(1, 7),
     chunk_size=st.one_of(st.none(), st.integers(1, 11)),
+    logits_budget=st.integers(0, 2 * 9 * 13 * 8),
     expectation=st.sampled_from(EXPECTATIONS),
     bias=st.sampled_from(["both", "policy", "reference", "none"]),
 )
-def test_any_shape_equals_plain(rows, vocabulary, width, ref_width, chunk_size, expectation, bias):
-    compare(inputs(rows, vocabulary, width, ref_width, bias=bias), expectation, chunk_size)
+def test_any_shape_equals_plain(rows, vocabulary, width, ref_width, chunk_size, logits_budget, expectation, bias):
+    compare(inputs(rows, vocabulary, width, ref_width, bias=bias), expectation, chunk_size, logits_budget)
 
 
 @pytest.mark.parametrize("expectation", EXPECTATIONS)
@@ -262,7 +267,7 @@ def test_no_tensor_of_rows_times_vocabulary(expectation):
         _Operations() as operations,
         torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x.numel()), x)[1], lambda x: x),
     ):
-        stats = run(args, expectation, chunk)
+        stats = run(args, expectation, chunk, logits_budget=0)
         torch.autograd.grad(torch.stack(stats).sum(), args[:3])
     assert operations.largest == max(chunk * vocabulary, vocabulary * width)
     assert max(saved) == vocabulary * width
@@ -280,10 +285,18 @@ def test_default_chunk_bounds_the_logits():
 
 def test_little_memory_makes_smaller_chunks_unless_runs_must_repeat(monkeypatch):
     """A twelfth of an eighth of what is free, in rows; the order of sums would follow it."""
-    monkeypatch.setattr(divergence, "_free_memory", lambda device: 8 * 12 * 1000 * 100)
-    assert divergence._rows_per_chunk(1000, torch.device("cpu")) == 100
+    monkeypatch.setattr(projection, "free_memory", lambda device: 8 * 12 * 1000 * 100)
+    assert projection.rows_per_chunk(1000, torch.device("cpu")) == 100
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert divergence._rows_per_chunk(1000, torch.device("cpu")) == (48 << 20) // 12000
+    assert projection.rows_per_chunk(1000, torch.device("cpu")) == (48 << 20) // 12000
+
+
+FUSED = ("_fused_summary", "_fused_grad_logits")
+
+
+def fused_anew(name):
+    """One of `FUSED`, not compiled yet."""
+    return fused(getattr(divergence, name).__wrapped__)
 
 
 @pytest.mark.parametrize(("rows", "chunk_size"), [(7, 3), (6, None), (1, None)])
@@ -292,23 +305,23 @@ def test_little_memory_makes_smaller_chunks_unless_runs_must_repeat(monkeypatch)
 def test_fused_equals_plain(expectation, rows, chunk_size, monkeypatch):
     """What runs on a GPU, as a compiler sees it."""
     calls = []
-    for plain_function in (divergence._summary, divergence._grad_logits):
-        compiled = fused(plain_function)
+    for name in FUSED:
+        compiled = fused_anew(name)
         spy = lambda *args, f=compiled: (calls.append(f.__name__), f(*args))[1]  # noqa: E731
-        monkeypatch.setattr(divergence, f"_fused{plain_function.__name__}", spy)
+        monkeypatch.setattr(divergence, name, spy)
     monkeypatch.setattr(divergence, "_fuses", lambda device: True)
     compare(inputs(rows), expectation, chunk_size)
     chunks = -(-rows // (chunk_size or rows))
-    assert calls == ["_summary"] * chunks + ["_grad_logits"] * chunks
+    assert calls == [name for name in FUSED for _ in range(chunks)]
 
 
 @pytest.mark.parametrize("expectation", [*EXPECTATIONS, None])
 @pytest.mark.usefixtures("tracer")
 def test_two_graphs_serve_all_batches(expectation, monkeypatch):
     """One chunk, then several, with a short last one: nothing is compiled again in the middle of a run."""
-    for plain_function in (divergence._summary, divergence._grad_logits):
-        monkeypatch.setattr(divergence, f"_fused{plain_function.__name__}", fused(plain_function))
-    monkeypatch.setattr(divergence, "_is_gpu", lambda device: True)
+    for name in FUSED:
+        monkeypatch.setattr(divergence, name, fused_anew(name))
+    monkeypatch.setattr(divergence, "_fuses", lambda device: True)
     torch._dynamo.utils.counters.clear()
     for rows, vocabulary, chunk_size in ((6, 30, 100), (11, 30, 4), (9, 50, 8), (20, 50, 20)):
         hidden, weight, _, ref_hidden, ref_weight, _, labels = inputs(rows, vocabulary)
@@ -336,11 +349,11 @@ def test_confident_tokens_on_a_gpu(expectation, dtype, tolerance, fused_by, monk
         *(torch, "mm"),
         lambda a, b, out_dtype=None, out=None: mm(a.float(), b.float()) if out_dtype else mm(a, b, out=out),
     )
-    for plain_function in (divergence._summary, divergence._grad_logits):
-        monkeypatch.setattr(divergence, f"_fused{plain_function.__name__}", fused(plain_function))
-    monkeypatch.setattr(divergence, "_is_gpu", lambda device: True)
+    for name in FUSED:
+        monkeypatch.setattr(divergence, name, fused_anew(name))
+    monkeypatch.setattr(projection, "is_gpu", lambda device: True)
     monkeypatch.setattr(divergence, "_fuses", lambda device: fused_by is not None)
-    monkeypatch.setattr(divergence, "_free_memory", lambda device: 1 << 30)
+    monkeypatch.setattr(projection, "free_memory", lambda device: 1 << 30)
     _, weight, _, ref_hidden, ref_weight, _, labels = inputs(12, 200, 16, 16, dtype, bias="none")
     # Hidden states along the label's own weight, ever further: π from 0.3 to nearly 1.
     along = weight.detach()[labels].double()
@@ -359,23 +372,112 @@ def test_confident_tokens_on_a_gpu(expectation, dtype, tolerance, fused_by, monk
 
 @pytest.mark.parametrize("expectation", EXPECTATIONS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_gpus_multiply_16_bits_as_they_are(expectation, dtype, monkeypatch):
+@pytest.mark.parametrize("keeps", [False, True])
+def test_gpus_multiply_16_bits_as_they_are(expectation, dtype, keeps, monkeypatch):
     """On tensors without data: shapes and dtypes of the GPU's road, and that no weight is converted on it."""
-    monkeypatch.setattr(divergence, "_is_gpu", lambda device: device.type == "meta")
+    monkeypatch.setattr(projection, "is_gpu", lambda device: device.type == "meta")
     monkeypatch.setattr(divergence, "_fuses", lambda device: False)
+    monkeypatch.setattr(divergence, "_not_zero", lambda coefficients: [0, 1])  # there is nothing to look at
     monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())  # it knows no such device
     rows, vocabulary, width = 9, 40, 6
     args = [x.detach().to("meta").requires_grad_(x.requires_grad) for x in inputs(rows, vocabulary, width, 5, dtype)]
     with _Operations() as operations:
-        stats = run(args, expectation, 4)
+        stats = run(args, expectation, 4, "1GB" if keeps else 0)
     assert {x.dtype for x in stats} == {torch.float32}
     assert (vocabulary, width) not in operations.shapes[torch.float32]
     assert operations.names.count("aten.mm.dtype") == 2 * 3
     assert "aten.mm.default" not in operations.names
     with operations:
         grads = torch.autograd.grad(torch.stack(stats).sum(), args[:3])
-    assert operations.names.count("aten.mm.dtype") == 4 * 3 + 2 * 3
+    assert operations.names.count("aten.mm.dtype") == 2 * 3 + (0 if keeps else 2 * 3) + 2 * 3
     assert [(g.dtype, g.shape) for g in grads] == [(x.dtype, x.shape) for x in args[:3]]
+
+
+def test_what_is_kept_is_what_there_is_room_for():
+    """Chunks of 3, 3 and 1 rows of the reference first, then of the policy; whole chunks only, 11 float64 a row."""
+    for budget, reference, policy in (
+        *((0, [], []), (263, [], []), (264, [3], []), (527, [3], []), (615, [3, 3], []), (616, [3, 3, 1], [])),
+        *((880, [3, 3, 1], [3]), ("1MB", [3, 3, 1], [3, 3, 1])),
+    ):
+        assert kept(inputs(bias="none"), budget) == policy + reference
+
+
+def test_what_the_backward_does_not_read_is_not_kept():
+    """The reference's logits without X, and any without a gradient."""
+    assert kept(inputs(), "1MB", expectation=None) == [3, 3, 1]
+    assert kept(in_double(x if x is None else x.detach() for x in inputs()), "1MB") == []
+    with torch.no_grad():
+        assert kept(inputs(), "1MB") == []
+
+
+def kept(args, budget, expectation="reference"):
+    """Rows of every tensor of logits that is saved for the backward."""
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x), x)[1], lambda x: x):
+        run(args, expectation, 3, budget)
+    return [len(x) for x in saved if x.shape[1:] == (11,)]
+
+
+# Of 7 rows in chunks of 3, 3 and 1, V = 11, float32: nothing, a chunk of the reference, all of it, and one more, all.
+BUDGETS = (0, 132, 308, 440, "1MB")
+
+
+@pytest.mark.parametrize("expectation", [*EXPECTATIONS, None])
+@pytest.mark.parametrize("wants", ["111", "100", "010", "001"])
+@pytest.mark.parametrize("bias", ["both", "none"])
+@pytest.mark.parametrize("one_mask", [False, True])
+def test_the_budget_does_not_matter(expectation, wants, bias, one_mask):
+    """Bit for bit, also with a frozen head (100), and where a_t = m·(r_t − e_t) leaves π out of the gradient."""
+    args, found = inputs(dtype=torch.float32, bias=bias), []
+    for x, want in zip(args[:3], wants, strict=True):
+        if x is not None:
+            x.requires_grad_(want == "1")
+    if not (wanted := [x for x in args[:3] if x is not None and x.requires_grad]):
+        return
+    for budget in BUDGETS:
+        stats = run(args, expectation, 3, budget)
+        loss = objective(stats, one_mask=one_mask)
+        # Twice: what is kept is still there.
+        torch.autograd.grad(loss, wanted, retain_graph=True)
+        found.append([*stats[: 2 + (expectation is not None)], *torch.autograd.grad(loss, wanted)])
+    for other in found[1:]:
+        assert all(map(torch.equal, other, found[0]))
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("wants", ["111", "100"])
+@pytest.mark.parametrize("expectation", EXPECTATIONS)
+@pytest.mark.parametrize("one_mask", [False, True])
+def test_every_budget_equals_plain(expectation, wants, one_mask, budget):
+    args = inputs(dtype=torch.float32)
+    for x, want in zip(args[:3], wants, strict=True):
+        x.requires_grad_(want == "1")
+    compare(args, expectation, 3, budget, one_mask)
+
+
+@pytest.mark.parametrize("budget", [0, "1MB"])
+@pytest.mark.parametrize(
+    ("weights", "read"),
+    [
+        ((1, 0, 2), {"policy", "reference"}),
+        ((1, 0, -1), {"reference"}),
+        ((1, 0, 0), {"policy"}),
+        ((0, 0, 0), {"policy"}),
+    ],
+)
+def test_the_backward_reads_only_what_the_gradient_depends_on(weights, read, budget, monkeypatch):
+    """(g_0 + g_2)·π and g_2·π_ref: neither where its factor is 0 for every token."""
+    args = inputs()
+    stats, names = run(args, "reference", 3, budget), set()
+    logits = projection.Projection.logits
+
+    def watched(self, number):
+        names.add("policy" if self.hidden is args[0] or torch.equal(self.hidden, args[0]) else "reference")
+        return logits(self, number)
+
+    monkeypatch.setattr(projection.Projection, "logits", watched)
+    sum(weight * values.sum() for weight, values in zip(weights, stats, strict=True)).backward()
+    assert names == read
 
 
 @pytest.mark.parametrize(
@@ -383,6 +485,7 @@ def test_gpus_multiply_16_bits_as_they_are(expectation, dtype, monkeypatch):
     [
         ({"expectation": "both"}, "expectation: 'both', allowed are reference and policy"),
         ({"chunk_size": 0}, "chunk_size: 0, must be at least 1"),
+        ({"logits_budget": "half"}, "logits_budget: 'half', must be a number of bytes"),
     ],
 )
 def test_bad_options_are_refused(changes, message):

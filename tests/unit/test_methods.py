@@ -18,7 +18,6 @@ from sparsepo_plugin import (
     ResponseTokens,
     Runner,
     SparsePOError,
-    divergence,
     load_masks,
     save_masks,
     token_statistics,
@@ -26,6 +25,7 @@ from sparsepo_plugin import (
 from sparsepo_plugin.masks import build_masks
 from sparsepo_plugin.masks.decay import DecayMask
 from sparsepo_plugin.masks.selected import SelectedMask
+from sparsepo_plugin.projection import Projection
 
 PAIRS, BETA = Pairs(TWO_PAIRS), 0.7
 ORACLE = {"oracle": "a-folder"}
@@ -330,26 +330,29 @@ def test_the_hook_count_counts(monkeypatch):
         ("dpo", 2, (1, 1, 0), (1, 0, 0)),
         ("dpop", 2, (1, 1, 0), (1, 0, 0)),
         ("d2po", 2, (1, 1, 0), (1, 0, 0)),
-        ("tdpo1", 3, (1, 1, 0), (1, 1, 0)),
+        ("tdpo1", 3, (1, 1, 0), (0, 1, 0)),  # the gradient of r_t − e_t is without π
         ("tdpo2", 3, (1, 1, 0), (1, 1, 0)),
     ],
 )
-def test_projections(method, statistics, forward, backward, monkeypatch):
+@pytest.mark.parametrize("budget", [0, None], ids=["kept: none", "kept: all"])
+def test_projections(method, statistics, forward, backward, budget, monkeypatch):
     seen = []
-    logits = divergence._Projection.logits
+    project = Projection._project
 
-    def count(self, hidden):
+    def count(self, number):
         seen.append(self.weight.data_ptr())
-        return logits(self, hidden)
+        return project(self, number)
 
-    monkeypatch.setattr(divergence._Projection, "logits", count)
+    loss, section = METHODS[method]
+    monkeypatch.setitem(METHODS, method, (loss, {**section, "logits_budget": budget}))
+    monkeypatch.setattr(Projection, "_project", count)
     monkeypatch.setattr(torch.Tensor, "backward", watch(torch.Tensor.backward, lambda: seen.append("backward")))
     run = Run(method)
     assert run.statistics.shape == (statistics, len(run.tokens))
     heads = [model and model.lm_head.weight.data_ptr() for model in (run.policy, run.reference, run.oracle)]
     turn = seen.index("backward")
     assert tuple(map(seen[:turn].count, heads)) == forward
-    assert tuple(map(seen[turn:].count, heads)) == backward
+    assert tuple(map(seen[turn:].count, heads)) == (backward if budget == 0 else (0, 0, 0))
 
 
 def watch(function, before):
@@ -439,19 +442,23 @@ def test_losses_without_a_mask_build_none(loss):
         (
             "dpo",
             {"beta": 1},
-            r"dpo\.beta is not a key of this section: allowed are chunk_size, disable_dropout, on_nonfinite$",
+            r"dpo\.beta is not a key .* chunk_size, logits_budget, disable_dropout, on_nonfinite$",
         ),
         (
             "tdpo",
             {"mask": "learned"},
-            r"tdpo\.mask is not a key .* chunk_size, disable_dropout, on_nonfinite, version, alpha$",
+            r"tdpo\.mask is not a key .* chunk_size, logits_budget, disable_dropout, on_nonfinite, version, alpha$",
         ),
         ("tdpo", {"l1_reward": 0.1}, r"tdpo\.l1_reward is not a key"),
         ("tdpo", {"version": 3}, r"tdpo\.version: input should be 1 or 2, not 3"),
         ("tdpo", {"version": "1"}, r"tdpo\.version: input should be 1 or 2, not '1'"),
         ("tdpo", {"alpha": "much"}, r"tdpo\.alpha: .*number, not 'much'"),
         ("tdpo", {"alpha": -1}, r"tdpo\.alpha: .*greater than or equal to 0"),
-        ("dpop", {"lambda_": 3}, r"dpop\.lambda_ is not a key .* chunk_size, disable_dropout, on_nonfinite, lambda$"),
+        (
+            "dpop",
+            {"lambda_": 3},
+            r"dpop\.lambda_ is not a key .* chunk_size, logits_budget, disable_dropout, on_nonfinite, lambda$",
+        ),
         ("dpop", {"lambda": -3}, r"dpop\.lambda: .*greater than or equal to 0"),
         ("dpop", {"lambda": True}, r"dpop\.lambda: .*number, not True"),
         ("simpo", {"beta": 0}, r"simpo\.beta: .*greater than 0"),

@@ -12,8 +12,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import LAYERS, TWO_PAIRS, WIDTH, Pairs, decoder, make_step, runner
 
-from sparsepo_plugin import LossConfig, MaskedPolicy, ReferenceFeatures, SparsePOError, StepOutput, divergence
+from sparsepo_plugin import LossConfig, MaskedPolicy, ReferenceFeatures, SparsePOError, StepOutput
 from sparsepo_plugin.masks import build_masks
+from sparsepo_plugin.projection import Projection
 from sparsepo_plugin.reference import collect_features
 
 SECTION = {"mask": "learned", "shared": False, "l1_reward": 1e-3, "l1_kl": 2e-3}
@@ -231,10 +232,14 @@ def test_a_reference_that_serves_the_masks_alone_keeps_its_head():
 
 def test_chunk_size_reaches_the_projection(monkeypatch):
     rows = []
-    logits = divergence._Projection.logits
-    monkeypatch.setattr(
-        divergence._Projection, "logits", lambda self, hidden: (rows.append(len(hidden)), logits(self, hidden))[1]
-    )
+    project = Projection._project
+
+    def count(self, number):
+        logits = project(self, number)
+        rows.append(len(logits))
+        return logits
+
+    monkeypatch.setattr(Projection, "_project", count)
     run(decoder("llama"), decoder("llama", seed=1), section={**SECTION, "chunk_size": 5})
     assert set(rows) == {5, len(PAIRS.tokens) % 5}
 

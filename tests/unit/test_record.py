@@ -76,6 +76,18 @@ def test_summary(tmp_path):
     ]
 
 
+def test_summary_says_which_step_the_token_kl_is_of(tmp_path):
+    """It is not computed at every step."""
+    log = MetricsFile(tmp_path)
+    log.write(10, NUMBERS)
+    log.write(10, {"loss": 0.7, "token_kl_chosen": 1.0, "token_kl_rejected": 3.0}, split="eval")
+    log.write(12, {"loss": 0.5})
+    assert summary(tmp_path).splitlines()[1:3] == [
+        "  train step 12: loss 0.5  kl 0.3 (step 10)",
+        "  eval  step 10: loss 0.7  kl 2",
+    ]
+
+
 def test_card(tmp_path):
     """Hub names in the front matter, every option of the loss as YAML, and the last numbers."""
     (tmp_path / "pairs.jsonl").touch()

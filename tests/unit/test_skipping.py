@@ -139,15 +139,21 @@ def test_the_likelihood_of_the_chosen_needs_every_token(projected):
 
 
 @pytest.mark.parametrize(
-    ("keys", "logging_steps", "full"), [({}, 1, [1, 2, 3, 4]), ({}, 3, [3]), ({"metrics_every": 2}, 3, [2, 4])]
+    ("keys", "logging_steps", "full"),
+    [
+        *(({}, 1, [10, 20]), ({}, 5, [10, 20]), ({}, 20, [20]), ({"metrics_every": 1}, 1, [*range(1, 25)])),
+        *(({"metrics_every": 1}, 8, [8, 16, 24]), ({"metrics_every": 100}, 1, []), ({"metrics_every": 100}, 9, [])),
+        # 10 and 20 are not logged, but 14 and 21; 4, 8, 12, 16, 20 and 24 are not logged or are, at 6, 12, 18, 24.
+        *(({}, 7, [14, 21]), ({"metrics_every": 4}, 6, [6, 12, 18, 24])),
+    ],
 )
 def test_steps_that_need_every_token(keys, logging_steps, full, projected):
-    """Those at which the host logs, unless the YAML says which; evaluation always."""
+    """Every so many, or the first of them that the host logs; evaluation always."""
     reference = decoder("llama", seed=1)
     section = {**LEARNED, **keys, "init": "linear", "layers": "last"}
     step = make_step(section, decoder("llama"), reference, logging_steps=logging_steps)
     reads = runner(reference, PAIRS.inputs)
-    for number in range(1, 5):
+    for number in range(1, 25):
         step(partial(step.policy, **PAIRS.inputs), PAIRS.tokens, reads, number=number)
     assert [number for number, rows in enumerate(projected, start=1) if rows == len(PAIRS.tokens)] == full
     projected.clear()

@@ -29,7 +29,7 @@ class Run:
 
 
 def test_output():
-    out = Run({"l1_reward": 0.01})()
+    out = Run({"l1_reward": 0.01})(number=10)  # one of those with every metric
     assert out.loss.dim() == 0
     assert out.loss.requires_grad
     assert out.chosen_rewards.shape == out.rejected_rewards.shape == (2,)
@@ -62,7 +62,7 @@ def test_nll_loss_is_that_of_the_chosen_responses():
 
 @pytest.mark.parametrize("expectation", ["reference", "policy"])
 def test_token_kl_is_logged_with_its_sign(expectation):
-    metrics = Run({"expectation": expectation})().metrics
+    metrics = Run({"expectation": expectation})(number=10).metrics
     assert min(metrics["token_kl_chosen"], metrics["token_kl_rejected"]) > 0
 
 

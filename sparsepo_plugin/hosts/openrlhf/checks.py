@@ -51,7 +51,7 @@ def refuse_flags(args: SimpleNamespace, config: LossConfig) -> None:
             not config.uses_reference and (other_reference or args.ref.share is not None or args.ref.offload)
         ),
         f"{config.section}.metrics_every has no effect with model.nll_loss_coef, whose loss reads every token": (
-            config.metrics_every and args.model.nll_loss_coef > LEAST_COEF
+            "metrics_every" in config.model_fields_set and args.model.nll_loss_coef > LEAST_COEF
         ),
         "ds.tensor_parallel_size: must be 1, the vocabulary head is used row by row and cannot be split": (
             args.ds.tensor_parallel_size > 1

@@ -160,7 +160,7 @@ class SparsePOTrainer(DPOTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """TRL's step, after whose last backward the gradients are looked at."""
-        self.step.metrics_every = self.masked.loss_config.metrics_every or self._logging_steps()
+        self.step.logging_steps = self._logging_steps()
         if self.is_deepspeed_enabled:
             self._guard_engine()
             return super().training_step(*args, **kwargs)
