@@ -114,6 +114,7 @@ def test_the_description_says_everything(tmp_path):
             "offload_features": False,
             "chunk_size": None,
             "disable_dropout": True,
+            "share_prefix": "auto",
             "on_nonfinite": "stop",
             "on_dead_mask": "warn",
         },
