@@ -167,7 +167,7 @@ def test_what_is_read_of_models():
     [
         (
             "wrong: 1",
-            "sparsepo.wrong is not a key of this section: allowed are chunk_size, disable_dropout, share_prefix, on_nonfinite,",
+            "sparsepo.wrong is not a key of this section: allowed are chunk_size, disable_dropout, share_prefix,",
         ),
         ("wrong: 1", "layers, depth, layer_norm, activation, dropout, min, max, init"),
         ("options: {}", "sparsepo.options is not a key"),
