@@ -1,25 +1,18 @@
 """What a pair begins with computed once, against the plain step on the padded batch: loss, rewards, every gradient.
 
-Float32. Other shapes add in another order, up to 4e-6 of a parameter's largest gradient when it was measured; the
-tolerance is five times that. More architectures are in tests/invariant.
+Float32, with the tolerance of the helper. More architectures are in tests/invariant.
 """
-
-import copy
-from functools import partial
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import TWO_PAIRS, Pairs, decoder, make_step, runner
+from shared_steps import ALIKE, LEARNED, assert_same, step_of, take
+from tiny import TWO_PAIRS, Pairs, decoder, make_step
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import modeling_flash_attention_utils as flash_utils
 
 from sparsepo_plugin.layout import Batch, packed, padded
 
-TOLERANCE = 2e-5
-LEARNED = {"mask": "learned", "shared": False, "l1_reward": 1e-3, "l1_kl": 2e-3}
-
-ALIKE = Pairs(TWO_PAIRS, alike=2)
 BATCHES = {
     "prompts alike": ALIKE,
     "padded left": Pairs(TWO_PAIRS, alike=2, side="left"),
@@ -29,38 +22,6 @@ BATCHES = {
     "one begins the other": Pairs([(3, 2), (2, 6), (3, 5), (2, 1)], alike=9),
     "the same twice": Pairs([(3, 2), (2, 3), (3, 2), (2, 3)], alike=9),
 }
-
-
-def take(
-    share, name="llama", pairs=ALIKE, section=LEARNED, loss="sparsepo", prepare=lambda model: model, laid="padded"
-):
-    """One step that shares or does not, and its gradients by name."""
-    policy, reference = prepare(decoder(name)).train(), decoder(name, seed=1)
-    step = make_step({**section, "share_prefix": share}, policy, reference, loss=loss)
-    return step_of(step, reference, pairs, laid)
-
-
-def step_of(step, reference, pairs=ALIKE, laid="padded"):
-    inputs, tokens = (pairs.inputs, pairs.tokens) if laid == "padded" else (pairs.packed_inputs, pairs.packed_tokens)
-    batch = Batch(pairs.input_ids, pairs.attention_mask, packed=laid == "packed")
-    output = step(partial(step.policy, **inputs), tokens, runner(reference, inputs), number=1, batch=batch)
-    total = output.loss if output.aux_loss is None else output.loss + 0.1 * output.aux_loss
-    total.backward()
-    grads = {name: p.grad for name, p in step.policy.named_parameters() if p.grad is not None}
-    return output, total, grads
-
-
-def assert_same(one, other):
-    (output, total, grads), (plain, plain_total, plain_grads) = one, other
-    torch.testing.assert_close(total, plain_total, atol=TOLERANCE, rtol=TOLERANCE)
-    torch.testing.assert_close(output.chosen_rewards, plain.chosen_rewards, atol=TOLERANCE, rtol=TOLERANCE)
-    if plain.masks is not None:
-        torch.testing.assert_close(output.masks.reward, plain.masks.reward, atol=TOLERANCE, rtol=TOLERANCE)
-    assert grads.keys() == plain_grads.keys()
-    assert any(grad.abs().max() > 1e-3 for grad in grads.values())
-    for name, grad in grads.items():
-        scale = max(1.0, plain_grads[name].abs().max().item())
-        torch.testing.assert_close(grad, plain_grads[name], atol=TOLERANCE * scale, rtol=0, msg=name)
 
 
 # Where the tokens lie
@@ -117,11 +78,7 @@ def test_packed_without_flash_attention(name, share):
 
 @pytest.mark.parametrize("window", [1, 2, 4, 6])
 def test_sliding_window(window):
-    models = [decoder("mistral", seed=seed, sliding_window=window) for seed in (0, 1)]
-    results = []
-    for share in (True, False):
-        policy, reference = map(copy.deepcopy, models)
-        results.append(step_of(make_step({**LEARNED, "share_prefix": share}, policy, reference), reference))
+    results = [take(share, "mistral", sliding_window=window) for share in (True, False)]
     assert_same(*results)
 
 
