@@ -1,8 +1,8 @@
 """Whether a run's models may run once over what the sequences of a pair have in common: asked on real batches.
 
-No list of architectures can say it. So the first batch is run as the host lays it out and as it would be shared, and
-the hidden rows that reach the vocabulary heads are compared; again when a batch is the first to pass a window of the
-model's. A host that packs without flash-attention has its packed rows judged in the same way.
+No list of architectures can say it. So the first batch is run padded and as it would be shared, and the hidden rows
+that reach the vocabulary heads are compared; again when a batch is the first to pass a window of the model's. A host
+that packs without flash-attention has its packed rows judged in the same way.
 """
 
 import inspect
@@ -95,7 +95,7 @@ class Sharing:
     def _known_fault(self, models: list[nn.Module]) -> str | None:
         """What forbids sharing whatever the batch."""
         if not self.policy.loss_config.disable_dropout or draws(self.policy.policy):
-            return "the policy trains with dropout, which would be drawn once for both sequences"
+            return "the policy trains with dropout or jitter, which would be drawn once for both sequences"
         for model in models:
             config = model.config.get_text_config()
             kind, attention = config.model_type, config._attn_implementation
@@ -117,6 +117,7 @@ class Sharing:
             batch.input_ids.device, batch.attention_mask.sum(-1).max().item(), layout is not None and layout.shares
         )
         passed = self._passed[bool(shares)]
+        # Every rank takes part or none does: a forward may need all of them.
         due = not passed or any(passed < window <= longest for window in _windows(models))
         if not due or not (shares or batch.packed):
             return None
@@ -135,6 +136,7 @@ class Sharing:
         passed = self._passed[self._roads[0] is Road.SHARED]
         return not passed or any(window > passed for window in _windows(models))
 
+    # In evaluation mode, which draws nothing and in which masks that count their calls do not.
     @torch.no_grad()
     def _difference(self, layout: Layout | None, batch: Batch, models: list[nn.Module], run: Callable) -> str | None:
         """How the hidden rows of a batch differ from those of its padded sequences, if they do."""
@@ -150,11 +152,10 @@ class Sharing:
             if unread:
                 kind = model.config.get_text_config().model_type
                 return f"{unread} layers of {kind} have no attention that can be told which tokens it may see"
-        pairs = zip(plain, rows, strict=True)
-        worst, tolerance = max((_distance(one, other), _tolerance(one)) for one, other in pairs)
-        if worst <= tolerance:
-            return None
-        return f"hidden states differ by {worst:.2g} of their length, at most {tolerance:g} is rounding"
+        for one, other in zip(plain, rows, strict=True):
+            if (distance := _distance(one, other)) > (tolerance := _tolerance(one)):
+                return f"hidden states differ by {distance:.2g} of their length, at most {tolerance:g} is rounding"
+        return None
 
     def _give_up(self, reason: str, models: list[nn.Module]) -> None:
         """Leave the first road.
