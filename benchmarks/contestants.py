@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sparsepo_plugin import MASKS, LossConfig, PreferenceStep, ReferenceFeatures, ResponseTokens, Runner, TokenMask
 from sparsepo_plugin.hosts.openrlhf.policy import HostedPolicy
 from sparsepo_plugin.hosts.openrlhf.program import load_program
+from sparsepo_plugin.layout import Batch
 from sparsepo_plugin.masks.learned import LearnedMask
 
 load_program()
@@ -27,12 +28,17 @@ BETA = 0.1
 
 @dataclass(frozen=True)
 class Ours:
-    """One of our losses; `sparsity` is the share of tokens whose masks are forced to be exactly zero."""
+    """One of our losses.
+
+    `sparsity` is the share of tokens whose masks are forced to be exactly zero, `shared_prefix` whether the models run
+    once over the prompt of a pair.
+    """
 
     objective: str = "sparsepo"
     mask: str = "learned"
     shared: bool = True
     sparsity: float = 0.0
+    shared_prefix: bool = False
 
     @property
     def section(self) -> dict:
@@ -90,6 +96,7 @@ class Arena:
         generator = torch.Generator().manual_seed(0)
         sequences = (2 * shape.pairs, shape.prompt + shape.response)
         self.ids = torch.randint(3, shape.vocab, sequences, generator=generator).to(device)
+        self.ids[shape.pairs :, : shape.prompt] = self.ids[: shape.pairs, : shape.prompt]
         self.attention = torch.ones_like(self.ids)
 
     def openrlhf_dpo(self) -> Callable[[], Tensor]:
@@ -120,7 +127,8 @@ class Arena:
 
     def ours(self, ours: Ours, spans: bool = False) -> Callable[[], Tensor]:
         """One of our losses through `PreferenceStep` and OpenRLHF's Actor; `spans` names its parts to a profiler."""
-        config = LossConfig.from_section(ours.section, ours.objective, beta=BETA)
+        section = ours.section | {"share_prefix": ours.shared_prefix}
+        config = LossConfig.from_section(section, ours.objective, beta=BETA)
         # With LoRA the reference is the policy with its adapter off, as in a run.
         reference = self.reference if config.uses_reference and not self.shape.lora else None
         policy = HostedPolicy(self.policy, reference, config).to(self.ids.device)
@@ -140,7 +148,8 @@ class Arena:
         # SePO's oracle is a third model; a second forward of the reference costs the same.
         models = {"reference": frozen if reference else None, "oracle": frozen if config.oracle else None}
         number = 1 if ours.sparsity else 10  # every tenth step has the metrics of all tokens
-        return lambda: step(run_policy, self._tokens(), **models, number=number).loss
+        batch = Batch(self.ids, self.attention, self.shape.packed)
+        return lambda: step(run_policy, self._tokens(), **models, number=number, batch=batch).loss
 
     def _actor(self, model: nn.Module) -> Actor:
         actor = Actor(model)

@@ -11,6 +11,7 @@ _PUBLIC = {
     "config": ("LossConfig",),
     "divergence": ("TokenStatistics", "token_statistics"),
     "errors": ("SparsePOError",),
+    "layout": ("Batch",),
     "masks": ("Masks", "TokenMask"),
     "objectives": ("Objective", "ObjectiveOutput", "preference_loss"),
     "policy": ("MaskedPolicy", "PolicyOutput"),

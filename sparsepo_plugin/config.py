@@ -39,6 +39,11 @@ class StepKeys(BaseModel):
     disable_dropout: bool = Field(
         True, description="train without the dropout of the policy's config, as TRL does; that of a LoRA adapter stays"
     )
+    share_prefix: Literal["auto"] | bool = Field(
+        "auto",
+        description="run the models once over what chosen and rejected have in common; `auto` where the first batch "
+        "shows that the models allow it, `true` ends the run where they do not",
+    )
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop",
         description="what a loss or gradient that is not finite does: end the run, or leave that update out; ten in a "

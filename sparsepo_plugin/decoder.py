@@ -121,6 +121,17 @@ def disable_dropout(model: nn.Module) -> None:
             module.config = quiet
 
 
+def draws(model: nn.Module) -> bool:
+    """Whether a forward in training mode is one of chance: some dropout, that of an adapter too, or jitter is on."""
+    rates = (
+        value
+        for module in model.modules()
+        for key, value in vars(module).items()
+        if "drop" in key or "jitter" in key or (key == "p" and isinstance(module, nn.modules.dropout._DropoutNd))
+    )
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
 def max_positions(config: Any) -> int | None:
     """How many tokens a model of this config can take: rotary positions have no end, tables of them do."""
     text = config.get_text_config()

@@ -131,7 +131,7 @@ class MaskedPolicy(nn.Module):
 
     def _shared_features(self, args: tuple, inputs: dict[str, Any], tokens: ResponseTokens) -> ReferenceFeatures:
         own = Runner(self.policy, lambda: self.run_policy(*args, **inputs))
-        with _as_reference(self.policy), _evaluating(self.policy):
+        with _as_reference(self.policy), evaluating(self.policy):
             return collect_features(own, tokens, self.request, self.loss_config.offload_features)
 
     def _statistics(self, head: nn.Linear, rows: Tensor, reference_rows: Tensor | None, labels: Tensor) -> Tensor:
@@ -199,8 +199,8 @@ def _as_reference(policy: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off: a reference with active dropout is not frozen."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the context a model is in evaluation mode: a reference with active dropout is not frozen."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

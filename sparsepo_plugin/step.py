@@ -3,21 +3,25 @@
 import logging
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from .divergence import TokenStatistics
 from .errors import SparsePOError, met_by_all
 from .faults import PATIENCE, GradientWatch, NonFinite, fault_of_loss, stop_or_warn, terms_of_loss
+from .layout import Batch, Layout, laid_out
 from .masks import learns
 from .metrics import token_metrics
 from .objectives import ObjectiveOutput
 from .policy import MaskedPolicy, PolicyOutput
-from .reference import Runner, read_frozen
+from .reference import ReferenceFeatures, Runner, read_frozen
+from .sharing import Sharing
 from .tokens import MaskPair, ResponseTokens
 
 logger = logging.getLogger("sparsepo_plugin")
@@ -79,6 +83,7 @@ class PreferenceStep:
         self.nll_loss = nll_loss
         self.on_fault = on_fault or partial(stop_or_warn, on_nonfinite=self.config.on_nonfinite)
         self.gradients = GradientWatch(policy)
+        self.sharing = Sharing(policy)
         self._last_alive: dict[str, int] = {}
         self._dead: set[str] = set()
 
@@ -89,24 +94,29 @@ class PreferenceStep:
         reference: Runner | None = None,
         oracle: Runner | None = None,
         number: int = 0,
+        batch: Batch | None = None,
     ) -> StepOutput:
         """Loss and metrics of one batch.
 
         Args:
             policy: Runs the `MaskedPolicy` on the batch through the host's wrappers, given keywords of its forward.
-            tokens: Index of the batch's response tokens.
+            tokens: Index of the batch's response tokens, in the layout that the host gives its models.
             reference: The reference on the same batch; None when the policy's own weights serve, or none is read.
             oracle: The oracle on the same batch, for masks that need its log-probabilities.
             number: The host's optimizer step, from 1; 0 where there is none.
+            batch: The same pairs, for models to run over what a pair begins with once; without it they run over what
+                the host gives them.
 
         Raises:
-            SparsePOError: the loss is not finite, or a mask stays dead, where the config says to stop.
+            SparsePOError: the loss is not finite, or a mask stays dead, where the config says to stop; or the models
+                do not allow `share_prefix: true`.
         """
         full = self._needs_full_statistics(number)
         if self.masks and number and torch.is_grad_enabled():
             self.masks.at_step(number)
-        features = read_frozen(tokens, self.policy.request, reference, oracle, self.config.offload_features)
-        output = policy(tokens=tokens, features=features, full_statistics=full)
+        road = _Road(self.policy, policy, tokens, reference, oracle, batch)
+        layout = self.sharing.choose(batch, road.models, lambda layout: road.run(layout)[0])
+        tokens, features, output = road.run(layout, full)
         stats = TokenStatistics(*output["statistics"])
         masks = None if output["masks"] is None else MaskPair(*output["masks"])
         # Not by a call: ZeRO-3 hooks every submodule of the policy, and expects them to run inside its forward.
@@ -195,6 +205,30 @@ class PreferenceStep:
         if "min" in self.config.masks[role].options:
             advice += f", or set {section}.min above 0"
         return f"the {role} mask is zero on every response token of the batch; {advice}"
+
+
+class _Road(NamedTuple):
+    """From a batch to the statistics of its tokens in any layout; the parts are arguments of `PreferenceStep`."""
+
+    masked: MaskedPolicy
+    policy: Callable[..., PolicyOutput]
+    tokens: ResponseTokens
+    reference: Runner | None
+    oracle: Runner | None
+    batch: Batch | None
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """The Hugging Face models, the policy last."""
+        return [*(runner.model for runner in (self.reference, self.oracle) if runner), self.masked.policy]
+
+    def run(self, layout: Layout | None, full: bool = True) -> tuple[ResponseTokens, ReferenceFeatures, PolicyOutput]:
+        """One forward of all models; the tokens come back as they lie in the layout, None being the host's own."""
+        request, offload = self.masked.request, self.masked.loss_config.offload_features
+        tokens = self.tokens if layout is None else layout.index(self.tokens, self.batch)
+        with nullcontext() if layout is None else laid_out(layout, self.models):
+            features = read_frozen(tokens, request, self.reference, self.oracle, offload)
+            return tokens, features, self.policy(tokens=tokens, features=features, full_statistics=full)
 
 
 def _least_sparsity(metrics: dict[str, float], roles: list[str], device: torch.device) -> list[float]:

@@ -106,6 +106,11 @@ def test_every_number_has_a_range(program):
         ({"ds": {"load_in_4bit": True}}, "ds.load_in_4bit: needs "),
         ({"model": {"ipo_enable": True}}, "model.ipo_enable: IPO is OpenRLHF's own DPO"),
         ({"model": {"aux_loss_coef": 0.1}}, "model.aux_loss_coef has no effect: llama (model.model_name_or_path)"),
+        (
+            {"sparsepo": {"share_prefix": True}, "ds": {"lora": {"rank": 4, "dropout": 0.1}}},
+            "sparsepo.share_prefix: true is not possible with ds.lora.dropout",
+        ),
+        ({"sparsepo": {"share_prefix": "maybe"}}, "sparsepo.share_prefix: "),
         ({"ref": {"share": True}}, "ref.share: true needs LoRA (ds.lora.rank above 0)"),
         ({"ds": {"lora": {"rank": 4}}, "ref": {"offload": True}}, "ref.offload has no effect"),
         ({"ds": {"attn_implementation": "nonsense"}}, "ds.attn_implementation: nonsense with llama"),

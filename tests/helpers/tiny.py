@@ -79,12 +79,19 @@ class Pairs:
 
     Args:
         lens: (prompt, response) tokens of each of the 2P sequences, chosen first.
+        alike: With how many tokens, or all, a rejected sequence begins like its chosen one; of each pair, or of all.
     """
 
-    def __init__(self, lens: list[tuple[int, int]], seed: int = 0, side: str = "right") -> None:
+    def __init__(
+        self, lens: list[tuple[int, int]], seed: int = 0, side: str = "right", alike: int | list[int] = 0
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.prompt_lens = [prompt for prompt, _ in lens]
         self.sequences = [torch.randint(3, VOCABULARY, (sum(pair),), generator=generator) for pair in lens]
+        pairs = len(lens) // 2
+        for index, count in enumerate([alike] * pairs if isinstance(alike, int) else alike):
+            begins = self.sequences[index][:count]
+            self.sequences[pairs + index][: len(begins)] = begins[: len(self.sequences[pairs + index])]
         self.input_ids = torch.nn.utils.rnn.pad_sequence(self.sequences, batch_first=True, padding_side=side)
         ones = [torch.ones_like(sequence) for sequence in self.sequences]
         self.attention_mask = torch.nn.utils.rnn.pad_sequence(ones, batch_first=True, padding_side=side)

@@ -13,6 +13,7 @@ FACTORS = {
     "checkpointing": (False, True),
     "logging": (1, 5),
     "accumulation": (1, 2),
+    "prefix once": (False, True),
 }
 EXPERIMENT = ("mask", "reference")
 

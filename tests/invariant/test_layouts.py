@@ -38,7 +38,7 @@ def keys(tiny):
             "model": {"gradient_checkpointing_enable": row["checkpointing"]},
             "train": {"batch_size": BATCH, "micro_batch_size": micro},
             "logger": {"logging_steps": row["logging"]},
-            "sparsepo": MASKS[row["mask"]],
+            "sparsepo": {**MASKS[row["mask"]], "share_prefix": row["prefix once"]},
         }
         other = {"ref": {"model_name_or_path": str(tiny / "other")}}
         references = {"full": {}, "LoRA shared": {"ds": LORA}, "LoRA other": {"ds": LORA, **other}}

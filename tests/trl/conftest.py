@@ -1,6 +1,7 @@
 """Runs of TRL's trainer, each made once."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -50,8 +51,8 @@ def launch(server, tiny, tmp_path_factory) -> Callable[..., TrlRun]:
             "0",
         ]
         command = [sys.executable, "-m", "accelerate.commands.launch", kind, "--num_processes", "2", *plain]
-        helpers = str(Path(trl_runs.__file__).parent)
-        done = server.run(*command, trl_runs.__file__, spec, PYTHONPATH=helpers, DS_ACCELERATOR="cpu")
+        path = [str(Path(trl_runs.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        done = server.run(*command, trl_runs.__file__, spec, PYTHONPATH=os.pathsep.join(path), DS_ACCELERATOR="cpu")
         return TrlRun(done.returncode, done.stdout + done.stderr, folder)
 
     return launch

@@ -115,6 +115,7 @@ def test_the_description_says_everything(tmp_path):
             "chunk_size": None,
             "logits_budget": None,
             "disable_dropout": True,
+            "share_prefix": "auto",
             "on_nonfinite": "stop",
             "on_dead_mask": "warn",
         },

@@ -442,12 +442,12 @@ def test_losses_without_a_mask_build_none(loss):
         (
             "dpo",
             {"beta": 1},
-            r"dpo\.beta is not a key .* chunk_size, logits_budget, disable_dropout, on_nonfinite$",
+            r"dpo\.beta is not a key .* chunk_size, logits_budget, disable_dropout, share_prefix, on_nonfinite$",
         ),
         (
             "tdpo",
             {"mask": "learned"},
-            r"tdpo\.mask is not a key .* chunk_size, logits_budget, disable_dropout, on_nonfinite, version, alpha$",
+            r"tdpo\.mask is not a key .* chunk_size, logits_budget, .*share_prefix, on_nonfinite, version, alpha$",
         ),
         ("tdpo", {"l1_reward": 0.1}, r"tdpo\.l1_reward is not a key"),
         ("tdpo", {"version": 3}, r"tdpo\.version: input should be 1 or 2, not 3"),
@@ -457,7 +457,7 @@ def test_losses_without_a_mask_build_none(loss):
         (
             "dpop",
             {"lambda_": 3},
-            r"dpop\.lambda_ is not a key .* chunk_size, logits_budget, disable_dropout, on_nonfinite, lambda$",
+            r"dpop\.lambda_ is not a key .* chunk_size, logits_budget, .*share_prefix, on_nonfinite, lambda$",
         ),
         ("dpop", {"lambda": -3}, r"dpop\.lambda: .*greater than or equal to 0"),
         ("dpop", {"lambda": True}, r"dpop\.lambda: .*number, not True"),

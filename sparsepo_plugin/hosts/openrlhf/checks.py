@@ -62,6 +62,10 @@ def refuse_flags(args: SimpleNamespace, config: LossConfig) -> None:
             config.on_nonfinite == "skip"
             and (args.ds.zero_stage, args.ds.param_dtype, args.ds.grad_accum_dtype) == (1, "bf16", "fp32")
         ),
+        f"{config.section}.share_prefix: true is not possible with ds.ring_attn_size, which shares sequences over "
+        "processes": config.share_prefix is True and args.ds.ring_attn_size > 1,
+        f"{config.section}.share_prefix: true is not possible with ds.lora.dropout, drawn once for both "
+        "sequences": config.share_prefix is True and args.ds.lora.rank > 0 and args.ds.lora.dropout > 0,
         "ref.share: true needs LoRA (ds.lora.rank above 0), whose adapter can be switched off": (
             share and args.ds.lora.rank < 1
         ),
@@ -118,7 +122,7 @@ def check_models(args: SimpleNamespace, config: LossConfig | None = None) -> Any
         for key, model in models.items():
             if config is not None:
                 check_head(key, model)
-            _check_model(key, model.config, args)
+            _check_model(key, model.config, args, config)
         policy = models["model.model_name_or_path"]
         check_generation("model.model_name_or_path", args.model.model_name_or_path, policy)
         policy = _with_adapter(policy, args)
@@ -137,13 +141,15 @@ def model_names(args: SimpleNamespace, config: LossConfig | None = None) -> dict
     return names
 
 
-def _check_model(key: str, config: Any, args: SimpleNamespace) -> None:
-    """Refuse flags that a model cannot be loaded with."""
+def _check_model(key: str, config: Any, args: SimpleNamespace, loss: LossConfig | None) -> None:
+    """Refuse flags that a model cannot be loaded with; whether it mixes packed samples, a loss of ours finds out."""
     from openrlhf.models.actor import PACKED_BY_POSITION_IDS
 
     kind, attention = config.model_type, args.ds.attn_implementation
     if args.model.aux_loss_coef > LEAST_COEF and not hasattr(config, "output_router_logits"):
         raise SparsePOError(f"model.aux_loss_coef has no effect: {kind} ({key}) has no expert router")
+    if loss is not None:
+        PACKED_BY_POSITION_IDS.add(kind)
     if args.ds.packing_samples and attention in ("sdpa", "eager") and kind not in PACKED_BY_POSITION_IDS:
         raise SparsePOError(
             f"ds.packing_samples: with {attention} attention a {kind} model ({key}) would mix samples; "

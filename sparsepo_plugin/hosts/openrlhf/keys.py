@@ -10,6 +10,7 @@ _NAMES = FlagNames(
         "shared reference": "ref.share and ds.lora.rank",
         "sharded sequences": "ds.ring_attn_size",
         "learning rate": "adam.lr, max_norm",
+        "packing": "ds.packing_samples",
         "remote code": "model.trust_remote_code: true",
     }
 )

@@ -5,11 +5,14 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from ...layout import Batch
 from ...tokens import ResponseTokens
 
 
-def layout(trainer: Any, batch: tuple) -> tuple[dict[str, Any], ResponseTokens]:
-    """What the Actor is called with, and where the response tokens lie in what its model then sees.
+def layout(trainer: Any, batch: tuple) -> tuple[dict[str, Any], ResponseTokens, Batch | None]:
+    """What the Actor is called with, where the response tokens lie in what its model then sees, and the batch itself.
+
+    Under ring attention no process has a sequence to itself, and there is no batch that could be laid out otherwise.
 
     Args:
         trainer: The DPOTrainer.
@@ -24,8 +27,10 @@ def layout(trainer: Any, batch: tuple) -> tuple[dict[str, Any], ResponseTokens]:
         "ring_attn_group": group,
     }
     if not trainer.packing_samples:
-        return inputs, ResponseTokens.from_padded(input_ids, attention_mask, prompt_lens)
-    return inputs, _packed(input_ids, attention_mask, prompt_lens, group)
+        tokens = ResponseTokens.from_padded(input_ids, attention_mask, prompt_lens)
+        return inputs, tokens, Batch(input_ids, attention_mask)
+    tokens = _packed(input_ids, attention_mask, prompt_lens, group)
+    return inputs, tokens, Batch(input_ids, attention_mask, packed=True) if group is None else None
 
 
 def _packed(

@@ -175,7 +175,7 @@ class TokenLoss(PreferenceLoss):
             Loss for the backward, preference loss, chosen and rejected rewards [P], and numbers to log.
         """
         _seed(trainer)
-        inputs, tokens = layout(trainer, batch)
+        inputs, tokens, pairs = layout(trainer, batch)
 
         def run_policy(**extra: Any) -> PolicyOutput:
             return HostedPolicy.read(trainer.model(**inputs, **extra))
@@ -187,6 +187,7 @@ class TokenLoss(PreferenceLoss):
                 reference=trainer.ref_model and Runner(self.reference, partial(trainer.ref_model, **inputs)),
                 oracle=self.oracle and Runner(self.oracle[0], partial(self.oracle[1], **inputs)),
                 number=trainer.model.model.global_steps + 1,
+                batch=pairs,
             )
         loss, logs, flags = output.loss, output.metrics, self.args.model
         if trainer.aux_loss:

@@ -20,6 +20,7 @@ from ...card import write_card
 from ...checkpoint import RunDescription, restore_masks, save_masks, versions_of
 from ...decoder import load_decoder
 from ...errors import SparsePOError
+from ...layout import Batch
 from ...record import MetricsFile, summary
 from ...reference import Runner
 from ...step import PreferenceStep, StepOutput
@@ -216,6 +217,7 @@ class SparsePOTrainer(DPOTrainer):
                 reference=self.reference and Runner(self.reference, partial(self.ref_model, **batch)),
                 oracle=self.oracle and Runner(self.oracle.model, partial(self.oracle.run, **batch)),
                 number=self.state.global_step + 1 if training else 0,
+                batch=Batch(ids, attention),
             )
         loss, numbers = output.loss, _numbers(output, tokens)
         if self.aux_loss_enabled:
