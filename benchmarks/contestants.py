@@ -38,7 +38,7 @@ class Ours:
     mask: str = "learned"
     shared: bool = True
     sparsity: float = 0.0
-    shared_prefix: bool = False
+    shared_prefix: bool = True
 
     @property
     def section(self) -> dict:
@@ -119,7 +119,7 @@ class Arena:
 
     def unshared(self) -> Callable[[], Tensor]:
         """Our step with the learned mask, every sequence with its prompt."""
-        return self.ours(Ours())
+        return self.ours(Ours(shared_prefix=False))
 
     def plain(self) -> Callable[[], Tensor]:
         """The authors' arithmetic with masks of 1: softmax and log-softmax of both models over all positions."""
