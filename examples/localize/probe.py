@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sparsepo_plugin.alignment import edited
-from sparsepo_plugin.analysis.edits import interval, roc_auc
+from sparsepo_plugin.analysis.edits import roc_auc
+from sparsepo_plugin.analysis.intervals import resampled
 from sparsepo_plugin.texts import encode
 
 EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 3, 512, 3e-3, 1e-2
@@ -24,7 +25,7 @@ def probe(reference: Path, training: list[Pair], held_out: list[Pair]) -> dict[s
     linear = _fit(*map(torch.cat, zip(*seen, strict=True)))
     with torch.no_grad():
         aucs = [roc_auc(linear(hidden)[:, 0].numpy(), flags.numpy()) for hidden, flags in asked]
-    low, high = interval(np.mean, np.array(aucs))
+    low, high = resampled(np.mean, np.array(aucs))
     return {"probe_auc": float(np.mean(aucs)), "probe_auc_low": low, "probe_auc_high": high}
 
 

@@ -1,8 +1,6 @@
 """Pairs whose responses differ by edits, and how far what a run makes of tokens is larger on the edited ones."""
 
-import math
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +8,8 @@ import numpy as np
 import torch
 
 from ..alignment import edited
-from ..errors import SparsePOError
 from ..run import TokenTable
-
-try:
-    from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
-except ImportError as error:
-    raise SparsePOError(
-        f"intervals need scipy ({error}): pip install 'sparsepo-plugin[analysis]', or pip install scipy"
-    ) from error
+from .intervals import resampled
 
 QUANTITIES = {
     "mask_reward": "m_u",
@@ -31,7 +22,6 @@ COLUMNS = (
     *("run", "pairs", "without_edit", "unlike", "tokens", "edited_tokens", "edited_share", "quantity"),
     *("auc", "auc_low", "auc_high", "pooled_auc", "share", "share_low", "share_high"),
 )
-_RESAMPLES = 2000
 Row = dict[str, Any]
 
 
@@ -103,6 +93,8 @@ def roc_auc(sizes: np.ndarray, positive: np.ndarray) -> float:
         sizes: Floating [N].
         positive: bool [N], of both kinds.
     """
+    from scipy.stats import rankdata  # here, because intervals.py says in a line that it is not installed
+
     count = int(positive.sum())
     above = rankdata(sizes)[positive].sum() - count * (count + 1) / 2
     return float(above / (count * (len(sizes) - count)))
@@ -114,8 +106,8 @@ def _measure(columns: list[torch.Tensor], edited: list[torch.Tensor]) -> dict[st
     aucs = np.array([roc_auc(*pair) for pair in zip(sizes, flags, strict=True)])
     on_edits = np.array([size[flag].sum() for size, flag in zip(sizes, flags, strict=True)])
     totals = np.array([size.sum() for size in sizes])
-    auc_low, auc_high = interval(np.mean, aucs)
-    share_low, share_high = interval(_share, on_edits, totals)
+    auc_low, auc_high = resampled(np.mean, aucs)
+    share_low, share_high = resampled(_share, on_edits, totals)
     return {
         "auc": float(aucs.mean()),
         "auc_low": auc_low,
@@ -125,17 +117,6 @@ def _measure(columns: list[torch.Tensor], edited: list[torch.Tensor]) -> dict[st
         "share_low": share_low,
         "share_high": share_high,
     }
-
-
-def interval(statistic: Callable[..., np.ndarray], *columns: np.ndarray) -> tuple[float, float]:
-    """95% by resampling pairs; not a number for one pair. Percentiles, which a constant does not trouble."""
-    if len(columns[0]) < 2:
-        return math.nan, math.nan
-    with warnings.catch_warnings(action="ignore", category=DegenerateDataWarning):
-        found = bootstrap(
-            columns, statistic, n_resamples=_RESAMPLES, batch=100, paired=True, method="percentile", rng=0
-        )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def _share(on_edits: np.ndarray, totals: np.ndarray, axis: int = -1) -> np.ndarray:

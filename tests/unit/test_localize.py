@@ -215,7 +215,7 @@ def test_bad_input(arguments, says, sparsepo, tmp_path):
 
 
 def test_without_scipy(sparsepo, monkeypatch):
-    for name in ("edits", "localize"):
+    for name in ("edits", "intervals", "localize"):
         monkeypatch.delitem(sys.modules, f"sparsepo_plugin.analysis.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     done = sparsepo("dpo", "--pairs", "pairs.jsonl", "-o", "out")
