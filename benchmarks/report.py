@@ -1,4 +1,4 @@
-"""Tables and plots from the CSV files of `step_cost.py` and `mask_start.py`; no number in them is written by hand."""
+"""Tables and plots from the CSV files of measurements and of `make localize`; no number in them is written by hand."""
 
 import csv
 from pathlib import Path
@@ -22,6 +22,13 @@ AXES = {
     "sparsity": "share of zero masks",
 }
 
+QUANTITIES = {
+    "mask_reward": "m_u",
+    "mask_kl": "m_d",
+    "log_ratio": "log-ratio",
+    "advantage": "advantage",
+    "kl": "token KL",
+}
 UNMEASURED = "not measured"
 
 Row = dict[str, str]
@@ -167,6 +174,32 @@ def mask_start_table(rows: list[Row]) -> str:
     return table(["L1", "`init`", "accuracy", "zeros, %, first → last step", "mean weight", "token KL"], cells)
 
 
+def localize_table(rows: list[Row], experiment: Row) -> str:
+    """AUC of each quantity of each run, and the share of |advantage|, with intervals over pairs."""
+    cells = []
+    for run in dict.fromkeys(row["run"] for row in rows):
+        own = {row["quantity"]: row for row in rows if row["run"] == run}
+        aucs = [interval(own[name], "auc", ".2f") if name in own else "–" for name in QUANTITIES]
+        cells.append([f"`{run}`", *aucs, interval(own["advantage"], "share", ".1%")])
+    header = ["run", *(f"AUC of {label}" for label in QUANTITIES.values()), "share of advantage on edited tokens"]
+    edits = f"{float(rows[0]['edited_share']):.1%} of {int(rows[0]['tokens']):,} tokens"
+    facts = [
+        f"- {rows[0]['pairs']} pairs of held-out reviews, in which {edits} are edited.",
+        f"- The linear function that is told the edits: AUC {interval(experiment, 'probe_auc', '.2f')}.",
+        f"- The language model: {float(experiment['nats_seen']):.2f} nats a token on reviews that it learned, "
+        f"{float(experiment['nats_unseen']):.2f} on others.",
+    ]
+    return f"{table(header, cells)}\n\n" + "\n".join(facts)
+
+
+def interval(row: Row, name: str, digits: str) -> str:
+    """A value with its interval; – if there is none."""
+    if not row[name]:
+        return "–"
+    value, low, high = (f"{float(row[key]):{digits}}" for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{value} ({low}–{high})"
+
+
 def spread(rows: list[Row], column: str, digits: int) -> str:
     """Mean with the least and the most."""
     values = [float(row[column]) for row in rows]
@@ -255,12 +288,15 @@ def sections(results: Path) -> list[tuple[Path, str, str]]:
     cost, parts = read(results / "step_cost_cpu.csv"), read(results / "parts_cpu.csv")
     if (gpu := results / "step_cost_cuda.csv").exists():
         cost = [row for row in cost if row["device"] == "cpu"] + read(gpu)
+    (experiment,) = read(results / "localize_experiment.csv")
+    localize = localize_table(read(results / "localize.csv"), experiment)
     page, performance = ROOT / "benchmarks/README.md", ROOT / "docs/performance.md"
     return [
         (ROOT / "README.md", "cost", short_table(cost)),
         (page, "cost", f"{cost_table(cost)}\n\nMeasured on {hardware(cost)}"),
         (page, "bars", bars_table(results)),
         (ROOT / "docs" / "methods.md", "mask start", mask_start_table(read(results / "mask_start.csv"))),
+        (ROOT / "docs" / "results.md", "localize", localize),
         (performance, "floor", floor_table(cost)),
         (performance, "allocation", allocation_table(parts)),
         (performance, "hidden rows", hidden_rows_table()),

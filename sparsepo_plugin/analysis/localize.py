@@ -45,7 +45,7 @@ def draw(rows: list[Row]) -> Figure:
         panel.axvline(0.5, color="0.4", linestyle=":")
         _draw(panel, [row for row in rows if row["quantity"] == quantity], names, "auc")
     advantages = [row for row in rows if row["quantity"] == "advantage"]
-    axes[-1].set_title("on edited tokens: share of |advantage|, × of tokens")
+    axes[-1].set_title("share on edits: |advantage|, × tokens")
     _draw(axes[-1], advantages, names, "share")
     axes[-1].plot(
         [row["edited_share"] for row in advantages], [names.index(row["run"]) for row in advantages], "x", color="0.4"
