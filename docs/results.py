@@ -36,7 +36,7 @@ def setting(policies: list[Row]) -> str:
 
 def verdicts(rows: list[Row]) -> str:
     """For each quantity, which of our methods are ahead of the baseline, behind it, or neither by the interval."""
-    lines: dict[tuple[str, float], dict[str, list[str]]] = {}
+    lines: dict[tuple[str, float | None], dict[str, list[str]]] = {}
     for row in rows:
         if row["method"].startswith(OURS):
             found = lines.setdefault(
@@ -44,7 +44,7 @@ def verdicts(rows: list[Row]) -> str:
             )
             found[_verdict(row)].append(row["method"])
     return "\n".join(
-        f"- {'area' if quantity == 'area' else f'reward at KL {kl:.2f}'}: "
+        f"- {quantity}{f' at KL {kl:.2f}' if quantity == 'reward' else ''}: "
         + "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in found.items() if names)
         for (quantity, kl), found in lines.items()
     )
