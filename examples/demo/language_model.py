@@ -1,4 +1,4 @@
-"""A small Llama that writes film reviews: its tokenizer, its training from scratch, and sampling from it."""
+"""A small Llama that writes film reviews: its tokenizer, and its training from scratch."""
 
 import torch
 from reviews import Reviewer, vocabulary
@@ -10,7 +10,6 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 STEPS, BATCH, LEARNING_RATE = 500, 32, 4e-3
-MAX_NEW_TOKENS = 56
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -45,22 +44,6 @@ def train(tokenizer: PreTrainedTokenizerFast, reviewer: Reviewer, device: str) -
         optimizer.zero_grad()
         progress.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
     return model.eval()
-
-
-@torch.no_grad()
-def sample(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str], count: int = 1
-) -> list[str]:
-    """Sample `count` completions of each prompt, at temperature 1; those of one prompt stand together."""
-    completions = []
-    for start in tqdm(range(0, len(prompts), 256), desc="sampling", mininterval=2):
-        chunk = prompts[start : start + 256]
-        batch = tokenizer(chunk, padding=True, padding_side="left", return_tensors="pt").to(model.device)
-        ids = model.generate(
-            **batch, do_sample=True, top_k=0, max_new_tokens=MAX_NEW_TOKENS, num_return_sequences=count
-        )
-        completions += tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return completions
 
 
 def _config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:

@@ -10,33 +10,28 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from statistics import fmean
+from typing import Annotated
 
 import torch
 import typer
-from language_model import build_tokenizer, sample, train
+from language_model import build_tokenizer, train
 from reviews import Reviewer
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from sparsepo_plugin import Run, load_run
+from sparsepo_plugin.analysis.evaluate import evaluate
+from sparsepo_plugin.analysis.pairs import Pair, read_pairs
 from sparsepo_plugin.analysis.report import report
+from sparsepo_plugin.generation.generate import generate
+from sparsepo_plugin.generation.sampling import Sampling
 
 CONFIG = Path(__file__).with_name("sparsepo.yaml")
 TRAIN_PROMPTS, HELD_OUT_PROMPTS = 2400, 500
+MAX_NEW_TOKENS = 56
 # Pairs whose scores (from -1 to 1) are nearer than this say little.
 MIN_DIFFERENCE = 0.5
-
-SCORER = SentimentIntensityAnalyzer()
-
-
-class Pair(NamedTuple):
-    """One row of pairs.jsonl; both responses begin with the space that separates them from the prompt."""
-
-    prompt: str
-    chosen: str
-    rejected: str
 
 
 def main(
@@ -56,22 +51,18 @@ def main(
 
     announce(2, "two completions of each prompt, ranked by VADER")
     prompts = list(dict.fromkeys(reviewer.opening() for _ in range(TRAIN_PROMPTS + HELD_OUT_PROMPTS)))
-    held_out_prompts = prompts[:HELD_OUT_PROMPTS]
-    held_out, before = make_pairs(reference, tokenizer, held_out_prompts)
-    write_pairs(held_out, output / "held_out.jsonl")
-    pairs, _ = make_pairs(reference, tokenizer, prompts[HELD_OUT_PROMPTS:])
-    write_pairs(pairs, output / "pairs.jsonl")
+    before = make_pairs(output, "held_out", prompts[:HELD_OUT_PROMPTS], seed)
+    make_pairs(output, "pairs", prompts[HELD_OUT_PROMPTS:], seed)
 
-    announce(3, f"OpenRLHF trains on {len(pairs)} pairs with loss: sparsepo")
+    announce(3, "OpenRLHF trains on the pairs with loss: sparsepo")
     train_policy(output, seed)
 
     announce(4, "what was learned")
+    held_out = read_pairs(output / "held_out.jsonl")
     run = load_run(output / "policy", device=device)
-    completions = sample(run.policy, tokenizer, held_out_prompts)
     metrics = {
         "reward_before": before,
-        "reward_after": mean_score(completions),
-        "response_kl": mean_response_kl(run, held_out_prompts, completions),
+        **evaluate_policy(output, seed),
         **look_at_pairs(run, held_out),
         "seconds": time.monotonic() - start,
     }
@@ -86,32 +77,16 @@ def announce(number: int, what: str) -> None:
     print(f"\n[{number}/4] {what}", flush=True)
 
 
-def make_pairs(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str]
-) -> tuple[list[Pair], float]:
-    """Two completions of each prompt as a pair, if their scores differ enough, and the mean score of all."""
-    completions = sample(model, tokenizer, prompts, count=2)
-    pairs = []
-    for prompt, first, second in zip(prompts, completions[::2], completions[1::2], strict=True):
-        chosen, rejected = sorted((first, second), key=score, reverse=True)
-        if chosen and rejected and score(chosen) - score(rejected) >= MIN_DIFFERENCE:
-            pairs.append(Pair(prompt, f" {chosen}", f" {rejected}"))
-    return pairs, mean_score(completions)
-
-
-def score(text: str) -> float:
-    """Ground-truth reward: VADER's compound sentiment, from -1 to 1."""
-    return SCORER.polarity_scores(text)["compound"]
-
-
-def mean_score(texts: list[str]) -> float:
-    """Mean reward."""
-    return sum(map(score, texts)) / len(texts)
-
-
-def write_pairs(pairs: list[Pair], path: Path) -> None:
-    """One JSON object a line, with OpenRLHF's column names."""
-    path.write_text("".join(json.dumps(pair._asdict()) + "\n" for pair in pairs))
+def make_pairs(output: Path, name: str, prompts: list[str], seed: int) -> float:
+    """`sparsepo generate` with the reference, from the start; the mean reward of all completions."""
+    for old in output.glob(f"{name}*.jsonl"):
+        old.unlink()
+    path, sampling = output / f"{name}_prompts.jsonl", Sampling(max_new_tokens=MAX_NEW_TOKENS, seed=seed)
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    pairs, model = output / f"{name}.jsonl", str(output / "reference")
+    samples = generate(model, path, "vader", pairs, sampling, min_difference=MIN_DIFFERENCE)
+    _, *rows = map(json.loads, samples.read_text().splitlines())
+    return fmean(row["reward"] for row in rows)
 
 
 def train_policy(output: Path, seed: int) -> None:
@@ -134,24 +109,27 @@ def train_policy(output: Path, seed: int) -> None:
         raise typer.Exit(code)
 
 
+def evaluate_policy(output: Path, seed: int) -> dict[str, float]:
+    """`sparsepo evaluate`: reward and KL of the policy's own completions."""
+    sampling = Sampling(count=1, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
+    for line in evaluate([output / "policy"], output / "held_out_prompts.jsonl", "vader", sampling, [1.0]):
+        print(line)
+    (found,) = json.loads((output / "policy" / "evaluation.json").read_text())["results"]
+    return {"reward_after": found["reward"]["mean"], "response_kl": found["kl"]["mean"]}
+
+
 def look_at_pairs(run: Run, pairs: list[Pair]) -> dict[str, float]:
     """Accuracy of the implicit reward, sparsity of the reward mask in percent, and what it finds."""
-    tables = [run.tokens(*pair) for pair in pairs]
+    lexicon = SentimentIntensityAnalyzer().lexicon
+    tables = [run.tokens(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
     margins = [table.of("chosen").advantage.sum() - table.of("rejected").advantage.sum() for table in tables]
     mask_reward = torch.cat([table.mask_reward for table in tables])
-    sentiment = torch.tensor([word in SCORER.lexicon for table in tables for word in table.text])
+    sentiment = torch.tensor([word in lexicon for table in tables for word in table.text])
     return {
         "accuracy": (torch.stack(margins) > 0).float().mean().item(),
         "sparsity_reward": 100 * (mask_reward == 0).float().mean().item(),
         "mask_auc": roc_auc(mask_reward, sentiment),
     }
-
-
-def mean_response_kl(run: Run, prompts: list[str], completions: list[str]) -> float:
-    """KL(π‖π_ref) of whole responses: the mean of their log-ratio over the policy's own completions."""
-    rows = zip(prompts, completions, strict=True)
-    ratios = [run.tokens(prompt, response=f" {text}").log_ratio.sum() for prompt, text in rows]
-    return torch.stack(ratios).mean().item()
 
 
 def roc_auc(scores: Tensor, positive: Tensor) -> float:

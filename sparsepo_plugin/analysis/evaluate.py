@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -78,13 +78,9 @@ def evaluate(
         "reference": reference,
         **{name: getattr(sampling, name) for name in ("seed", "count", "top_p", "max_new_tokens")},
     }
+    load, draw = partial(load_run, allow_code=allow_code), partial(_drawn, settings, asked, score)
     for run, of_run, path in zip(runs, places, outputs, strict=True):
-        load = partial(load_run, allow_code=allow_code)
-        rows = [
-            row
-            for loaded, place in _loaded(of_run, reference, load)
-            for row in _rows(loaded, place, settings, asked, score)
-        ]
+        rows = list(_rows(of_run, reference, load, draw))
         write_lines(path, map(json.dumps, [options, *rows]))
         results = summarise(rows, sampling.seed)
         write_lines(path.with_suffix(".json"), [json.dumps({"options": options, "results": results}, indent=2)])
@@ -143,24 +139,29 @@ def _step(folder: Path) -> int | None:
     return max((row["step"] for row in read_metrics(folder)), default=None)
 
 
-def _loaded(places: list[Place], reference: Any, load: Any) -> Iterator[tuple[Run, Place]]:
-    """One policy after another; the reference is loaded once."""
+def _rows(
+    places: list[Place], reference: Any, load: Callable[..., Run], draw: Callable[..., Iterator[Row]]
+) -> Iterator[Row]:
+    """The samples of one policy after another; the reference is loaded once."""
     for place in places:
         run = load(place.folder, reference=reference)
         reference = run.reference
         if not run.has_reference:
             typer.echo(f"{place.folder}: the run has no reference, KL is null; --reference names one", err=True)
-        yield run, place
+        yield from (
+            {"checkpoint": place.checkpoint, "step": place.step, **row} for row in draw(run, str(place.folder))
+        )
+        del run  # makes room for the next
 
 
-def _rows(run: Run, place: Place, settings: list[Sampling], prompts: list[Prompt], score: Reward) -> Iterator[Row]:
+def _drawn(settings: list[Sampling], prompts: list[Prompt], score: Reward, run: Run, name: str) -> Iterator[Row]:
     for sampling in settings:
         sampler = Sampler(run.policy, run.tokenizer, run.description.joining, sampling)
-        drawn_at = {"checkpoint": place.checkpoint, "step": place.step, "temperature": sampling.temperature}
-        for completions in sampler.batches(prompts, f"{place.folder}, temperature {sampling.temperature:g}"):
+        for completions in sampler.batches(prompts, f"{name}, temperature {sampling.temperature:g}"):
             rows, measured = scored(score, completions), _divergences(run, completions)
             for row, (kl, log_ratio), completion in zip(rows, measured, completions, strict=True):
-                yield {**drawn_at, **row, "kl": kl, "log_ratio": log_ratio, "num_tokens": len(completion.ids)}
+                numbers = {"kl": kl, "log_ratio": log_ratio, "num_tokens": len(completion.ids)}
+                yield {"temperature": sampling.temperature, **row, **numbers}
 
 
 def _divergences(run: Run, completions: list[Completion]) -> list[list[float | None]]:

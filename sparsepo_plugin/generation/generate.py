@@ -54,7 +54,7 @@ def generate(
         SparsePOError: a model, the prompts or the reward cannot be used, the files are of other options or cannot be
             written, or no pair is left.
     """
-    _check(output, min_difference)
+    _check(output, sampling.count, min_difference)
     prefix = None if prefix_tokens is None else PrefixRange.parse(prefix_tokens)
     device = default_device()
     policy, tokenizer, joining = _load(model, device)
@@ -63,12 +63,12 @@ def generate(
     score = load_reward(reward, device)
     options = {
         "MODEL": model,
-        "its weights": fingerprint_of(policy),
-        "the content of --prompts": _digest(asked),
         "--reward": reward,
         "--prefix-tokens": prefix_tokens,
         "--min-difference": min_difference,
         **{f"--{name.replace('_', '-')}": value for name, value in asdict(sampling).items()},
+        "the fingerprint of --prompts": _digest(asked),
+        "the fingerprint of MODEL": fingerprint_of(policy),
     }
     count = sampling.count
     file = SamplesFile(_samples_of(output), options, len(asked) * count, sampling.prompts_at_once * count)
@@ -79,7 +79,7 @@ def generate(
     return file.path
 
 
-def _check(output: Path, min_difference: float) -> None:
+def _check(output: Path, count: int, min_difference: float) -> None:
     """Refuse, before anything is loaded, what could not be written or would be lost."""
     if output.suffix != ".jsonl":
         raise SparsePOError(f"-o {output} must end in .jsonl, the trainer goes by it")
@@ -87,6 +87,8 @@ def _check(output: Path, min_difference: float) -> None:
     samples = _samples_of(output)
     if output.exists() and not samples.exists():
         raise SparsePOError(f"-o {output} is there, and {samples.name}, which says what it was made with, is not")
+    if count < 2:
+        raise SparsePOError(f"--count is {count}, 2 or more are needed for a pair")
     if not 0 <= min_difference < float("inf"):
         raise SparsePOError(f"--min-difference is {min_difference:g}, 0 or more is needed")
 
@@ -130,7 +132,7 @@ def _write_pairs(file: SamplesFile, output: Path, min_difference: float, prompts
         raise SparsePOError(
             f"no pair is left of {prompts} prompts, {output} is not written; {file.path} has the samples"
         )
-    write_lines(output, (json.dumps(pair, ensure_ascii=False) for pair in pairs))
+    write_lines(output, (json.dumps(pair) for pair in pairs))
     mean = fmean(sample["reward"] for sample in file.read())
     typer.echo(
         f"generate: {prompts} prompts, mean reward {mean:.4g}, {len(pairs)} pairs written to {output}", err=True

@@ -26,7 +26,7 @@ def pairs_of(samples: Iterable[Sample], min_difference: float, dropped: Counter[
     for _, group in groupby(samples, key=itemgetter("prompt_index")):
         completions = list(group)
         best, worst = (pick(completions, key=itemgetter("reward")) for pick in (max, min))
-        if reason := _why_not(best, worst, min_difference):
+        if reason := _why_not(completions, best, worst, min_difference):
             dropped[reason] += 1
         else:
             yield {
@@ -38,11 +38,13 @@ def pairs_of(samples: Iterable[Sample], min_difference: float, dropped: Counter[
             }
 
 
-def _why_not(best: Sample, worst: Sample, min_difference: float) -> str | None:
-    if best["completion"] == worst["completion"]:
+def _why_not(completions: list[Sample], best: Sample, worst: Sample, min_difference: float) -> str | None:
+    if len({sample["completion"] for sample in completions}) == 1:
         return "the completions are the same"
     if best["reward"] == worst["reward"]:
         return "the scores are the same"
+    if best["completion"] == worst["completion"]:
+        return "the reward gave the same text different scores"
     if best["reward"] - worst["reward"] < min_difference:
         return "the scores differ less than --min-difference"
     if not (best["completion"].strip() and worst["completion"].strip()):

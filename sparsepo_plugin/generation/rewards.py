@@ -128,7 +128,7 @@ def _model(name: str, device: torch.device) -> Reward:
 
 def _naming(name: str) -> Any:
     """Within the context what cannot be loaded is one line that says what is allowed."""
-    return loading(f"--reward {name} is neither vader nor package.module:function, and as a model", name)
+    return loading(f"--reward: allowed are {ALLOWED}; as a model", name)
 
 
 def _positive(name: str, config: Any) -> int | None:

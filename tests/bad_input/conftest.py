@@ -23,6 +23,7 @@ def refused(config, tmp_path, monkeypatch) -> Callable[..., str]:
         text: str | bytes | None = None,
         files: dict[str, str | bytes] | None = None,
         command: str = "check",
+        target: str = "run.yaml",
     ) -> str:
         """The line.
 
@@ -33,6 +34,7 @@ def refused(config, tmp_path, monkeypatch) -> Callable[..., str]:
             text: In place of that YAML.
             files: Further files by their path below the working folder; the YAML may name them by it.
             command: Of `sparsepo`.
+            target: What it is given first.
         """
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(cli, "run", run_here)
@@ -43,7 +45,7 @@ def refused(config, tmp_path, monkeypatch) -> Callable[..., str]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(given if isinstance(given, bytes) else given.encode())
         before = _everything(tmp_path)
-        result = CliRunner().invoke(cli.app, [command, "run.yaml", *flags])
+        result = CliRunner().invoke(cli.app, [command, target, *flags])
         assert isinstance(result.exception, SystemExit), repr(result.exception)
         lines = result.stderr.splitlines()
         told = [line for line in lines if line.startswith("sparsepo: error: ")]

@@ -1,7 +1,9 @@
-"""Every snippet of README.md and docs/extending.md runs as it is printed, and every table says what the code says."""
+"""Snippets of README.md and docs/{extending,pairs}.md run as they are printed; tables say what the code says."""
 
 import importlib
+import json
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -17,8 +19,8 @@ from sparsepo_plugin.masks import build_masks
 from sparsepo_plugin.options import options_of
 
 ROOT = Path(__file__).parents[2]
-README, EXTENDING, METHODS = (
-    (ROOT / name).read_text() for name in ("README.md", "docs/extending.md", "docs/methods.md")
+README, EXTENDING, METHODS, PAIRS = (
+    (ROOT / name).read_text() for name in ("README.md", "docs/extending.md", "docs/methods.md", "docs/pairs.md")
 )
 
 
@@ -91,6 +93,51 @@ def test_entry_points_name_what_the_snippet_defines():
     for group in tomllib.loads(text)["project"]["entry-points"].values():
         for path in group.values():
             assert f"class {path.partition(':')[2]}(" in code
+
+
+def run_script(code, *arguments):
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def evaluated(tmp_path, monkeypatch):
+    """In the working folder what two runs leave that were evaluated, one of them with a checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    drawn = [{"temperature": 1.0, "prompt_index": n, "sample": s, "prompt": f"Q{n}"} for n in range(9) for s in (0, 1)]
+    for name in ("first", "dpo"):
+        rows = [{"checkpoint": "", **row, "completion": f" {name} {row['sample']}"} for row in drawn]
+        lines = [{"reward": "vader"}, {**rows[0], "checkpoint": "checkpoint-5", "completion": "old"}, *rows]
+        path = tmp_path / "runs" / name / "evaluation.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path
+
+
+def test_completions_for_judges(evaluated):
+    """Each answer stands under the letter that its line names, and both come first at times."""
+    questions, alpaca = (
+        next(code for code in blocks(PAIRS, "python") if name in code) for name in ("QUESTION", "alpaca")
+    )
+    run_script(questions)
+    lines = [json.loads(line) for line in (evaluated / "questions.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in lines] == [[1.0, number, sample] for number in range(9) for sample in (0, 1)]
+    names = {"ours": "first", "theirs": "dpo"}
+    for line in lines:
+        _, number, sample = line["key"]
+        assert {line["A"], line["B"]} == {"ours", "theirs"} and f"Q{number}" in line["question"]
+        for letter in "AB":
+            assert f"Answer {letter}:\n {names[line[letter]]} {sample}\n" in line["question"]
+    assert {line["A"] for line in lines} == {"ours", "theirs"}
+    run_script(alpaca, "runs/first", "sparsepo", "sparsepo.json")
+    expected = [{"instruction": f"Q{n}", "output": " first 0", "generator": "sparsepo"} for n in range(9)]
+    assert json.loads((evaluated / "sparsepo.json").read_text()) == expected
+
+
+def test_reward_of_the_page(ideas):
+    (code,) = [code for code in blocks(PAIRS, "python") if "def brevity" in code]
+    (ideas / "my_ideas.py").write_text(code)
+    assert importlib.import_module("my_ideas").brevity(["a", "b"], [" x y", " z"]) == [-2, -1]
 
 
 def test_table_of_attributes_of_an_objective():

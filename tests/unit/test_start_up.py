@@ -33,6 +33,8 @@ finally:
         (["heatmap", "--help"], 0),
         (["curves", "--help"], 0),
         (["report", "--help"], 0),
+        (["generate", "--help"], 0),
+        (["evaluate", "--help"], 0),
         (["train", "absent.yaml"], 2),
         (["check", "rows.jsonl"], 2),
     ],
