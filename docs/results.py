@@ -31,7 +31,7 @@ def setting(policies: list[Row]) -> str:
     runs = len({row["run"] for row in policies})
     betas = ", ".join(f"{beta:g}" for beta in sorted({row["beta"] for row in policies}))
     (completions,) = {row["completions"] for row in policies}
-    return f"{runs} runs; β {betas}; {completions} completions of held-out prompts for each."
+    return f"{runs} runs; β {betas}; {len(policies)} policies with checkpoints, {completions} held-out completions of each."
 
 
 def verdicts(rows: list[Row]) -> str:
@@ -39,9 +39,8 @@ def verdicts(rows: list[Row]) -> str:
     lines: dict[tuple[str, float | None], dict[str, list[str]]] = {}
     for row in rows:
         if row["method"].startswith(OURS):
-            found = lines.setdefault(
-                (row["quantity"], row["kl_to"]), {"ahead": [], "behind": [], "not told apart": []}
-            )
+            kl = row["kl_to"] if row["quantity"] == "reward" else None  # a shared area has an end of its own
+            found = lines.setdefault((row["quantity"], kl), {"ahead": [], "behind": [], "not told apart": []})
             found[_verdict(row)].append(row["method"])
     return "\n".join(
         f"- {quantity}{f' at KL {kl:.2f}' if quantity == 'reward' else ''}: "

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import torch
 import typer
-from language_model import MAX_NEW_TOKENS, build_tokenizer, train  # of the demo
+from language_model import build_tokenizer, train  # of the demo
 from reviews import Reviewer
 
 HERE, OUTPUT = Path(__file__).parent, Path("runs/frontier")  # the latter is in base.yaml too
 TRAIN_PROMPTS, HELD_OUT_PROMPTS = 1600, 300
 MIN_DIFFERENCE = 0.5  # of the scores of a pair, as in the demo
-BETAS, SEEDS = "0.03,0.3,3", "0,1,2"
+BETAS, SEEDS = "0.05,0.4,3", "0,1,2"
 BASELINES = {"figures": "dpo", "figures_tdpo": "tdpo v1"}  # a folder for each
-SAMPLING = ("--reward", "vader", "--max-new-tokens", MAX_NEW_TOKENS)
-JOBS = 2  # with a thread each: what is this small gains little from a second one
+SAMPLING = ("--reward", "vader", "--max-new-tokens", 56)  # as in the demo
+JOBS = 2  # with a thread each; what is this small gains little from a second one
 
 
 def main() -> None:

@@ -158,10 +158,17 @@ def draw(policies: list[Evaluated], curves: dict[str, BySeed], start: float | No
         lines.append(_draw_mean(panel, method, list(by_seed.values()), style))
     if start is not None:
         panel.plot([0], [start], "k+", markersize=9)
+    _look_at(panel, [each.reward for each in policies] + [start] * (start is not None))
     panel.set_xlabel("KL(π‖π_ref) of a response (nats)")
     panel.set_ylabel("mean reward")
     draw_legend(figure, lines)
     return figure
+
+
+def _look_at(panel: Axes, rewards: list[float]) -> None:
+    """Few seeds have wide intervals, which would leave no room for the rest."""
+    margin = 0.15 * (max(rewards) - min(rewards)) or 0.1
+    panel.set_ylim(min(rewards) - margin, max(rewards) + margin)
 
 
 def _draw_mean(panel: Axes, method: str, curves: list[Frontier], style: dict[str, str]) -> Any:
