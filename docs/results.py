@@ -31,7 +31,8 @@ def setting(policies: list[Row]) -> str:
     runs = len({row["run"] for row in policies})
     betas = ", ".join(f"{beta:g}" for beta in sorted({row["beta"] for row in policies}))
     (completions,) = {row["completions"] for row in policies}
-    return f"{runs} runs; β {betas}; {len(policies)} policies with checkpoints, {completions} held-out completions of each."
+    counts = f"{len(policies)} policies with their checkpoints, {completions} held-out completions of each"
+    return f"{runs} runs; β {betas}; {counts}."
 
 
 def verdicts(rows: list[Row]) -> str:
