@@ -31,20 +31,20 @@ def setting(policies: list[Row]) -> str:
     runs = len({row["run"] for row in policies})
     betas = ", ".join(f"{beta:g}" for beta in sorted({row["beta"] for row in policies}))
     (completions,) = {row["completions"] for row in policies}
-    return f"{runs} runs; β {betas}; {completions} completions of held-out prompts for each."
+    counts = f"{len(policies)} policies with their checkpoints, {completions} held-out completions of each"
+    return f"{runs} runs; β {betas}; {counts}."
 
 
 def verdicts(rows: list[Row]) -> str:
     """For each quantity, which of our methods are ahead of the baseline, behind it, or neither by the interval."""
-    lines: dict[tuple[str, float], dict[str, list[str]]] = {}
+    lines: dict[tuple[str, float | None], dict[str, list[str]]] = {}
     for row in rows:
         if row["method"].startswith(OURS):
-            found = lines.setdefault(
-                (row["quantity"], row["kl_to"]), {"ahead": [], "behind": [], "not told apart": []}
-            )
+            kl = row["kl_to"] if row["quantity"] == "reward" else None  # a shared area has an end of its own
+            found = lines.setdefault((row["quantity"], kl), {"ahead": [], "behind": [], "not told apart": []})
             found[_verdict(row)].append(row["method"])
     return "\n".join(
-        f"- {'area' if quantity == 'area' else f'reward at KL {kl:.2f}'}: "
+        f"- {quantity}{f' at KL {kl:.2f}' if quantity == 'reward' else ''}: "
         + "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in found.items() if names)
         for (quantity, kl), found in lines.items()
     )

@@ -9,19 +9,21 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 import typer
-from language_model import MAX_NEW_TOKENS, build_tokenizer, train  # of the demo
+from language_model import build_tokenizer, train  # of the demo
 from reviews import Reviewer
 
 HERE, OUTPUT = Path(__file__).parent, Path("runs/frontier")  # the latter is in base.yaml too
-TRAIN_PROMPTS, HELD_OUT_PROMPTS = 2000, 400
+TRAIN_PROMPTS, HELD_OUT_PROMPTS = 1600, 300
 MIN_DIFFERENCE = 0.5  # of the scores of a pair, as in the demo
-BETAS, SEEDS = "0.1,0.6,3", "0,1,2"
+BETAS, SEEDS = "0.05,0.4,3", "0,1,2"
 BASELINES = {"figures": "dpo", "figures_tdpo": "tdpo v1"}  # a folder for each
-SAMPLING = ("--reward", "vader", "--max-new-tokens", MAX_NEW_TOKENS, "--count", 2)
+SAMPLING = ("--reward", "vader", "--max-new-tokens", 56)  # as in the demo
+JOBS = 2  # with a thread each; what is this small gains little from a second one
 
 
 def main() -> None:
@@ -31,13 +33,11 @@ def main() -> None:
     if not (reference / "tokenizer.json").exists():
         make_reference(reference)
     prompts, held_out_prompts = write_prompts()
-    apart = ("--min-difference", MIN_DIFFERENCE)
-    sparsepo("generate", reference, "--prompts", prompts, "-o", pairs, *SAMPLING, *apart)
+    sparsepo("generate", reference, "--prompts", prompts, "-o", pairs, *SAMPLING, "--min-difference", MIN_DIFFERENCE)
     sparsepo("generate", reference, "--prompts", held_out_prompts, "-o", held_out, *SAMPLING)
     train_all(OUTPUT / "sweep")
     runs = sorted(OUTPUT.glob("sweep/*/run"))
-    if new := [run for run in runs if not (run / "evaluation.jsonl").exists()]:
-        sparsepo("evaluate", *new, "--prompts", held_out_prompts, *SAMPLING)
+    evaluate([run for run in runs if not (run / "evaluation.jsonl").exists()], held_out_prompts)
     samples = held_out.with_suffix(".samples.jsonl")
     for folder, baseline in BASELINES.items():
         flags = ("--baseline", baseline, "--reference", samples)
@@ -64,9 +64,17 @@ def write_prompts() -> tuple[Path, Path]:
 
 
 def train_all(folder: Path) -> None:
-    """The grid, two runs at a time, a thread each: runs this small gain nothing from a second one."""
+    """The grid."""
     grid = ("--variants", HERE / "methods.yaml", "--set", f"model.beta={BETAS}", "--seeds", SEEDS)
-    sparsepo("sweep", HERE / "base.yaml", *grid, "-o", folder, "--jobs", 2, OMP_NUM_THREADS="1")
+    sparsepo("sweep", HERE / "base.yaml", *grid, "-o", folder, "--jobs", JOBS, OMP_NUM_THREADS="1")
+
+
+def evaluate(runs: list[Path], prompts: Path) -> None:
+    """Finished runs and their checkpoints, shared out evenly."""
+    flags = ("--checkpoints", "--prompts", prompts, *SAMPLING)
+    with ThreadPoolExecutor(JOBS) as pool:
+        shares = [share for share in (runs[number::JOBS] for number in range(JOBS)) if share]
+        list(pool.map(lambda share: sparsepo("evaluate", *share, *flags, OMP_NUM_THREADS="1"), shares))
 
 
 def sparsepo(command: str, *arguments: object, **environment: str) -> None:

@@ -25,6 +25,7 @@ TABLE_COLUMNS = (
     *("baseline", "paired_seeds", "difference", "difference_low", "difference_high"),
 )
 _SHARES = (0.25, 0.5, 0.75, 1.0)  # of the common range, at which rewards are compared
+_SHARED = "shared area"
 _DRAWN = 200  # KLs at which a curve is drawn
 
 Row = dict[str, Any]
@@ -106,21 +107,22 @@ def compare(curves: dict[str, BySeed], baseline: str) -> list[Row]:
     """Area below the frontier of each method, and reward at a few KLs, as means over seeds with their intervals.
 
     Returns:
-        Rows of TABLE_COLUMNS; differences to the baseline are paired by seed.
+        Rows of TABLE_COLUMNS; differences to the baseline are paired by seed. `shared area` is over the range that a
+        method and the baseline have in common, the others over that of all.
     """
     low, high = common_range(curves)
     at = [low + share * (high - low) for share in _SHARES]
     quantities = [("area", low, high), *(("reward", kl, kl) for kl in at)]
-    return [
-        _row(method, curves[method], baseline, curves[baseline], *quantity)
-        for method in curves
-        for quantity in quantities
-    ]
+    rows = []
+    for method, own in curves.items():
+        shared = [(_SHARED, *common_range({method: own, baseline: curves[baseline]}))] * (method != baseline)
+        rows += [_row(method, own, baseline, curves[baseline], *quantity) for quantity in (*quantities, *shared)]
+    return rows
 
 
 def _row(method: str, own: BySeed, baseline: str, others: BySeed, quantity: str, low: float, high: float) -> Row:
     def value(curve: Frontier) -> float:
-        return curve.mean(low, high) if quantity == "area" else curve.at(low)
+        return curve.at(low) if quantity == "reward" else curve.mean(low, high)
 
     paired = sorted(own.keys() & others.keys())
     found = mean_over_seeds([value(curve) for curve in own.values()])
@@ -134,15 +136,14 @@ def _row(method: str, own: BySeed, baseline: str, others: BySeed, quantity: str,
 
 def markdown(rows: list[Row]) -> Iterator[str]:
     """Two tables: means, and differences to the baseline."""
-    methods = {row["method"]: [each for each in rows if each["method"] == row["method"]] for row in rows}
-    baseline = next((row["baseline"] for row in rows if "baseline" in row), None)
-    heads = [_head(row) for row in next(iter(methods.values()))]
-    yield from _table([f"mean [95 %], {rows[0]['seeds']} seeds", *heads], methods, ("mean", "low", "high"))
-    if baseline is not None:
-        del methods[baseline]
-        columns = ("difference", "difference_low", "difference_high")
+    of_all = [row for row in rows if row["quantity"] != _SHARED]
+    heads = [_head(row) for row in of_all if row["method"] == rows[0]["method"]]
+    yield from _table([f"mean [95 %], {rows[0]['seeds']} seeds", *heads], of_all, ("mean", "low", "high"))
+    others = [row for row in rows if "baseline" in row]
+    if others:
+        heads = [f"less `{others[0]['baseline']}`, by seed", *heads, "area, to the KL that both reach"]
         yield ""
-        yield from _table([f"less `{baseline}`, by seed", *heads], methods, columns)
+        yield from _table(heads, others, ("difference", "difference_low", "difference_high"))
 
 
 def draw(policies: list[Evaluated], curves: dict[str, BySeed], start: float | None) -> Figure:
@@ -157,10 +158,17 @@ def draw(policies: list[Evaluated], curves: dict[str, BySeed], start: float | No
         lines.append(_draw_mean(panel, method, list(by_seed.values()), style))
     if start is not None:
         panel.plot([0], [start], "k+", markersize=9)
+    _look_at(panel, [each.reward for each in policies] + [start] * (start is not None))
     panel.set_xlabel("KL(π‖π_ref) of a response (nats)")
     panel.set_ylabel("mean reward")
     draw_legend(figure, lines)
     return figure
+
+
+def _look_at(panel: Axes, rewards: list[float]) -> None:
+    """Few seeds have wide intervals, which would leave no room for the rest."""
+    margin = 0.15 * (max(rewards) - min(rewards)) or 0.1
+    panel.set_ylim(min(rewards) - margin, max(rewards) + margin)
 
 
 def _draw_mean(panel: Axes, method: str, curves: list[Frontier], style: dict[str, str]) -> Any:
@@ -189,11 +197,12 @@ def _head(row: Row) -> str:
     return f"reward at KL {row['kl_from']:.2f}"
 
 
-def _table(heads: list[str], methods: dict[str, list[Row]], columns: tuple[str, str, str]) -> Iterator[str]:
-    lines = [
-        [method, *(_cell(*(row.get(name) for name in columns)) for row in own)] for method, own in methods.items()
-    ]
-    for line in (heads, ["---"] * len(heads), *lines):
+def _table(heads: list[str], rows: list[Row], columns: tuple[str, str, str]) -> Iterator[str]:
+    lines: dict[str, list[str]] = {}
+    for row in rows:
+        end = f", to {row['kl_to']:.2f}" if row["quantity"] == _SHARED else ""
+        lines.setdefault(row["method"], [row["method"]]).append(_cell(*(row.get(name) for name in columns)) + end)
+    for line in (heads, ["---"] * len(heads), *lines.values()):
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
 
 

@@ -150,9 +150,28 @@ def test_points_and_table(sweep, frontier, tmp_path):
     columns = ("difference", "difference_low", "difference_high")
     assert_interval(table["tdpo", "area", 4], columns, [0.425 - 0.35, 0.25 - 0.35])
     assert_interval(table["tdpo", "reward", 1], columns, [0.05, -0.05])
+    assert_interval(table["tdpo", "shared area", 4], columns, [0.425 - 0.35, 0.25 - 0.35])
+    assert ("dpo", "shared area", 4) not in table
     assert table["tdpo", "reward", 1]["baseline"] == "dpo" and table["dpo", "reward", 1]["difference"] == ""
     text = (tmp_path / "out" / "table.md").read_text()
     assert "| dpo | 0.350 [0.350, 0.350] |" in text and "area, KL 0.00 to 4.00" in text and "less `dpo`" in text
+    assert text.splitlines()[-1].endswith(", to 4.00 |")
+
+
+def test_the_shared_area_goes_as_far_as_two_methods_reach(sweep, frontier, tmp_path):
+    """A third method ends at 1 and shortens what all have in common; tdpo and dpo are compared up to 4 as before."""
+    for seed in (0, 1):
+        write_point(sweep, {"loss": "tight", "model.beta": 0.1}, seed, [("", 9, 0.3, 1.0)])
+    assert frontier(sweep, "--reference", tmp_path / "samples.jsonl").exit_code == 0
+    rows = read(tmp_path / "out" / "table.csv")
+    ends = {(row["method"], row["quantity"]): row["kl_to"] for row in rows if row["quantity"] != "reward"}
+    assert ends == {
+        **{(method, "area"): "1.0" for method in ("dpo", "tdpo", "tight")},
+        ("tdpo", "shared area"): "4.0",
+        ("tight", "shared area"): "1.0",
+    }
+    (shared,) = [row for row in rows if (row["method"], row["quantity"]) == ("tdpo", "shared area")]
+    assert float(shared["difference"]) == pytest.approx((0.075 - 0.1) / 2)
 
 
 def assert_interval(row, columns, values):
