@@ -6,8 +6,9 @@ import pytest
 
 from sparsepo_plugin.hosts.openrlhf.program import load_program
 
-FILES = sorted((Path(__file__).parents[2] / "examples").rglob("*.yaml"))
-EXAMPLES = [path for path in FILES if "axolotl" not in path.parts]
+FOLDER = Path(__file__).parents[2] / "examples"
+# Those of frontier and localize are parts, which are checked put together.
+EXAMPLES = sorted(path for name in ("demo", "openrlhf") for path in (FOLDER / name).rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
