@@ -147,11 +147,12 @@ def test_card_numbers_and_progress(tiny, tmp_path, capsys):
     """The names that every host has are in the file, a few of them on the screen, method and paper in the card."""
     run = trl_runs.train(tmp_path, tiny, evaluated=8, eval_strategy="steps", eval_steps=10)
     common = {"loss", "accuracy", "margin", "chosen_reward", "rejected_reward", "lr"}
-    ours = {"sparsity_reward_chosen", "mask_kl_mean_rejected", "token_kl_chosen", "masked_kl_margin", "l1_kl"}
+    ours = {"sparsity_reward_chosen", "mask_kl_mean_rejected", "masked_kl_margin", "l1_kl"}
     rows = [json.loads(line) for line in (run.folder / "out" / "sparsepo_metrics.jsonl").read_text().splitlines()]
     assert [row["split"] for row in rows] == ["train"] * 10 + ["eval"]
     assert all((common | ours | {"dead_steps_reward"}) <= row.keys() for row in rows[:10])
     assert ((common - {"lr"}) | ours) <= rows[-1].keys()
+    assert ["token_kl_chosen" in row for row in rows] == [False] * 9 + [True, True]  # every tenth step, and evaluation
     said = capsys.readouterr().out
     shown = [line for line in said.splitlines() if line.startswith("{'loss'")]
     assert len(shown) == 11 and all("sparsity" in line and "l1_kl" not in line for line in shown)
