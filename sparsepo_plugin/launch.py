@@ -30,13 +30,7 @@ def run(command: list[str]) -> int:
         Exit code: 0, that of the run, or 128 + the number of the signal.
     """
     with TemporaryDirectory() as folder, exit_by_signals():
-        reason = Path(folder, "reason")
-        started = start(command, reason)
-        try:
-            started.wait()
-        finally:
-            end_groups([started])
-        code, line = outcome(started, reason)
+        code, line = attend(command, Path(folder, "reason"))
         if code:
             print(f"\n{line}", file=sys.stderr)  # a progress bar may stand in the last line
     return code
@@ -55,6 +49,16 @@ def start(command: list[str], reason: Path, output: IO[bytes] | None = None) -> 
     environment = {**os.environ, REASON: str(reason), "PATH": path}
     # In a session of its own: Ctrl-C reaches this process alone, which ends the others in order.
     return subprocess.Popen(command, env=environment, start_new_session=True, stdout=output, stderr=output)
+
+
+def attend(command: list[str], reason: Path, output: IO[bytes] | None = None) -> tuple[int, str]:
+    """`start` a leader, wait for it, end what it leaves, and tell its `outcome`."""
+    started = start(command, reason, output)
+    try:
+        started.wait()
+    finally:
+        end_groups([started])
+    return outcome(started, reason)
 
 
 def outcome(ended: subprocess.Popen, reason: Path) -> tuple[int, str]:

@@ -21,7 +21,7 @@ from ..analysis.points import CONFIG, LOG, POINT, RUN, read_point
 from ..checkpoint import write_whole
 from ..errors import REASON, SparsePOError, shown
 from ..hosts import load_host
-from ..launch import end_groups, exit_by_signals, outcome, start
+from ..launch import attend, end_groups, exit_by_signals, outcome, start
 from .grid import Point, flatten, read_grid, read_mapping
 
 _LOCK = ".sweep.lock"
@@ -99,14 +99,9 @@ def _check(points: list[Point], output: Path) -> None:
         files = [Path(folder, f"{point.name}.yaml") for point in unlike]
         for file, point in zip(files, unlike, strict=True):
             _write_yaml(file, point.placed(output / point.name, output / point.name / RUN))
-        reason = Path(folder, _REASON)
+        command = [sys.executable, "-m", "sparsepo_plugin.sweep.check", *map(str, files)]
         with Path(folder, LOG).open("wb") as log:
-            started = start([sys.executable, "-m", "sparsepo_plugin.sweep.check", *map(str, files)], reason, log)
-            try:
-                started.wait()
-            finally:
-                end_groups([started])
-        code, line = outcome(started, reason)
+            code, line = attend(command, Path(folder, _REASON), log)
     if code:
         raise SparsePOError(line.removeprefix("sparsepo: error: "))
 
