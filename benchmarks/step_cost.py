@@ -38,7 +38,7 @@ def measure(device: str, shapes: int | None, repeats: int, fresh: Found | None =
     if device == "cpu" and shapes is None:
         few = min(repeats, POINT_REPEATS)
         cases |= {case: partial(run_case, case, device, few) for axis in GROWTH.values() for case in axis.values()}
-        cases |= {VOCABULARY: partial(vocabulary_part, repeats), PROFILE: partial(profile, repeats)}
+        cases |= {VOCABULARY: partial(vocabulary_part, few), PROFILE: partial(profile, few)}
     if device == "cpu" and fresh:
         known = (costs for found in fresh.values() for costs in found.values() if not isinstance(costs, str))
         hold(3 * max(middle(costs).bytes for costs in known))
