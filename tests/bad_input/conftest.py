@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from host_runs import merge
 from typer.testing import CliRunner
 
 from sparsepo_plugin import cli, start
+from sparsepo_plugin.hosts.openrlhf import overlay, patched
 
 
 @pytest.fixture
@@ -38,6 +40,7 @@ def refused(config, tmp_path, monkeypatch) -> Callable[..., str]:
         """
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(cli, "run", run_here)
+        monkeypatch.setattr(overlay, "patched_package", lambda: patched_once(patched.distribution))
         monkeypatch.setattr(os, "environ", os.environ.copy())  # a run sets some
         content = yaml.safe_dump(merge(config(sparsepo={"metrics_every": None}), over or {})) if text is None else text
         for name, given in {"run.yaml": content, **(files or {})}.items():
@@ -57,6 +60,12 @@ def refused(config, tmp_path, monkeypatch) -> Callable[..., str]:
         return told[0]
 
     return refused
+
+
+@cache
+def patched_once(distribution: Callable) -> patched.PatchedPackage:
+    """The package that `distribution` finds, patched; a tenth of a second, which other processes take once."""
+    return patched.patched_package()
 
 
 def run_here(command: list[str]) -> int:
