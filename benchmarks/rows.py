@@ -18,7 +18,8 @@ from shapes import SMALL
 SHAPE_COLUMNS = ["pairs", "prompt", "response", "vocab", "packed", "lora"]
 RATIO_COLUMNS = [f"{kind}_ratio{end}" for kind in ("time", "user") for end in ("", "_least", "_most")]
 COST_COLUMNS = [*RATIO_COLUMNS, "memory_ratio", "seconds", "bytes", "faults", "versions"]
-COLUMNS = ["device", "baseline", "objective", "mask", "shared", "sparsity", *SHAPE_COLUMNS, *COST_COLUMNS]
+OURS_COLUMNS = ["objective", "mask", "shared", "sparsity", "shared_prefix"]
+COLUMNS = ["device", "baseline", *OURS_COLUMNS, *SHAPE_COLUMNS, *COST_COLUMNS]
 GROWTH_COLUMNS = ["axis", "value", "contestant", "seconds", "bytes", "faults", "versions"]
 PARTS_COLUMNS = ["measurement", "part", "seconds", "share", "bytes", "faults", "versions"]
 VOCABULARY, PROFILE = "vocabulary part", "profile"
@@ -80,6 +81,7 @@ def _names(case: Case, ours: Ours, baseline: str, device: str) -> dict:
         "mask": ours.mask if sparsepo else "",
         "shared": ours.shared if sparsepo else "",
         "sparsity": ours.sparsity,
+        "shared_prefix": ours.shared_prefix,
         **{key: getattr(case.shape, key) for key in SHAPE_COLUMNS},
         **dict.fromkeys(COST_COLUMNS, report.UNMEASURED),
     }

@@ -9,7 +9,7 @@ import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COLUMNS = (
-    "device baseline objective mask shared sparsity pairs prompt response vocab packed lora "
+    "device baseline objective mask shared sparsity shared_prefix pairs prompt response vocab packed lora "
     "time_ratio time_ratio_least time_ratio_most user_ratio user_ratio_least user_ratio_most "
     "memory_ratio seconds bytes faults versions"
 )
