@@ -72,7 +72,13 @@ class MaskedKeys(StepKeys):
 
 
 class ChosenMaskKeys(MaskedKeys):
-    """Keys of losses whose masks the YAML chooses; the options of the mask stand beside them."""
+    """Keys of losses whose mask the YAML chooses; its options stand beside them."""
+
+    mask: str = Field(description="registered name, or `package.module:ClassName`")
+
+
+class MaskPairKeys(ChosenMaskKeys):
+    """Keys of losses that weigh the KL too, by the same mask or by one of its own."""
 
     mask: str = Field("learned", description="registered name, or `package.module:ClassName`")
     shared: bool | None = Field(
@@ -211,7 +217,9 @@ def section_name(loss: str) -> str:
 
 def section_keys(objective: type[Objective]) -> type[StepKeys]:
     """The keys of a loss's section beside the options of its objective and mask."""
-    return ChosenMaskKeys if objective.chooses_mask else MaskedKeys if objective.mask else StepKeys
+    if objective.chooses_mask:
+        return MaskPairKeys if objective.reads_kl_mask else ChosenMaskKeys
+    return MaskedKeys if objective.mask else StepKeys
 
 
 def objective_class(name: str) -> type[Objective]:
@@ -260,7 +268,7 @@ def _mask_of_section(objective: type[Objective], keys: StepKeys, where: str) -> 
     """The mask whose options stand in the section itself; None if there is none, or reward and KL name their own."""
     if not objective.chooses_mask:
         return objective.mask
-    if not ("mask" in keys.reward and "mask" in keys.kl):
+    if not all("mask" in getattr(keys, role, {}) for role in ("reward", "kl")):
         return keys.mask
     if "mask" in keys.model_fields_set:
         raise SparsePOError(f"{where}.mask has no effect: {where}.reward and {where}.kl name their own")

@@ -43,6 +43,7 @@ class Objective(nn.Module):
         needs_reference: Whether log π_ref is read.
         expectation: Distribution that e_t is averaged under, `reference` or `policy`; None if e_t is not read.
         chooses_mask: Whether masks are read that the YAML chooses.
+        reads_kl_mask: Whether m_d is read beside m_u; if not, the YAML chooses one mask and not two.
         mask: Registered mask that is read without asking the YAML; None for no mask, or one that the YAML chooses.
         from_host: Options that the host's own flags give, where the constructor has them.
         regularises: By role, `reward` or `kl`, the option that weighs a norm of that mask: without effect where the
@@ -52,6 +53,7 @@ class Objective(nn.Module):
     needs_reference: bool = True
     expectation: Expectation | None = None
     chooses_mask: bool = False
+    reads_kl_mask: bool = True
     mask: str | None = None
     from_host: tuple[str, ...] = ("beta", "label_smoothing")
     regularises: Mapping[str, str] = MappingProxyType({})

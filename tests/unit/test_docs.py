@@ -147,7 +147,7 @@ def test_table_of_attributes_of_an_objective():
     rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", EXTENDING, re.MULTILINE)
     assert dict(rows) == {
         name: repr(getattr(Objective, name)).replace("'", '"')
-        for name in ("needs_reference", "expectation", "chooses_mask", "mask", "from_host")
+        for name in ("needs_reference", "expectation", "chooses_mask", "reads_kl_mask", "mask", "from_host")
     }
 
 

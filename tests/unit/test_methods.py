@@ -38,6 +38,7 @@ METHODS = {
     "dpop": ("dpop", {"lambda": 3}),
     "simpo": ("simpo", {"beta": 2.5, "gamma": 0.3}),
     "d2po": ("d2po", {"gamma": 0.6}),
+    "weighted": ("weighted_dpo", {"mask": "decay", "gamma": 0.6}),
     "sepo": ("sepo", {**ORACLE, "k": 0.4, "gamma": 1.5}),
 }
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -103,6 +104,9 @@ def d2po(chosen, rejected):
     return reward[0] - reward[1]
 
 
+weighted = d2po  # by a mask that the YAML chooses
+
+
 def sepo(chosen, rejected):
     """Yang et al. 2024: the share k of highest oracle reward in chosen, of lowest in rejected; means of log π."""
     means = []
@@ -161,7 +165,7 @@ def test_equals_the_paper(method, label_smoothing, seed):
     masks = head and head(ReferenceFeatures(logps=ref_logps, oracle_logps=oracle_logps), tokens)
     ours = objective(stats, masks, tokens).loss
     plain = plain_loss(method, *heads.logits, label_smoothing)
-    tolerance = 1e-6 if method == "d2po" else 1e-10
+    tolerance = 1e-6 if method in ("d2po", "weighted") else 1e-10
     torch.testing.assert_close(ours, plain, atol=tolerance, rtol=tolerance)
     got = torch.autograd.grad(ours, heads.trained)
     for mine, expected in zip(got, torch.autograd.grad(plain, heads.trained), strict=True):
@@ -290,7 +294,7 @@ def test_without_a_reference_the_adapter_stays_on(monkeypatch):
 @pytest.mark.parametrize(
     ("method", "ran"),
     [("simpo", ["policy"]), ("sepo", ["reference", "oracle", "policy"])]
-    + [(method, ["reference", "policy"]) for method in ("dpo", "tdpo1", "tdpo2", "dpop", "d2po")],
+    + [(method, ["reference", "policy"]) for method in ("dpo", "tdpo1", "tdpo2", "dpop", "d2po", "weighted")],
 )
 def test_models_that_run(method, ran):
     run = Run(method)
@@ -330,6 +334,7 @@ def test_the_hook_count_counts(monkeypatch):
         ("dpo", 2, (1, 1, 0), (1, 0, 0)),
         ("dpop", 2, (1, 1, 0), (1, 0, 0)),
         ("d2po", 2, (1, 1, 0), (1, 0, 0)),
+        ("weighted", 2, (1, 1, 0), (1, 0, 0)),
         ("tdpo1", 3, (1, 1, 0), (0, 1, 0)),  # the gradient of r_t − e_t is without π
         ("tdpo2", 3, (1, 1, 0), (1, 1, 0)),
     ],
@@ -368,7 +373,7 @@ def watch(function, before):
     [
         *((method, set()) for method in ("dpo", "dpop", "simpo")),
         *((method, {"token_kl"}) for method in ("tdpo1", "tdpo2")),
-        *((method, {"sparsity_reward", "mask_reward_mean"}) for method in ("d2po", "sepo")),
+        *((method, {"sparsity_reward", "mask_reward_mean"}) for method in ("d2po", "weighted", "sepo")),
     ],
 )
 def test_metrics(method, logged):
@@ -376,7 +381,7 @@ def test_metrics(method, logged):
     run = Run(method)
     names = {f"{name}_{side}" for name in logged for side in ("chosen", "rejected")}
     assert run.output.metrics.keys() == names | ({"token_kl_margin"} if "token_kl" in logged else set())
-    assert (run.output.masks is None) == (method not in ("d2po", "sepo"))
+    assert (run.output.masks is None) == (method not in ("d2po", "weighted", "sepo"))
 
 
 def test_selection_models_may_have_another_vocabulary_size():
@@ -474,6 +479,11 @@ def test_losses_without_a_mask_build_none(loss):
         ("sepo", {"oracle": 3}, r"sepo\.oracle: .*string, not 3"),
         ("sepo", {**ORACLE, "gamma": 0}, r"sepo\.gamma: .*greater than 0"),
         ("dpo", [1], r"dpo: a mapping of keys is needed"),
+        ("weighted_dpo", {}, r"^weighted_dpo\.mask is needed: it has no default$"),
+        *(
+            ("weighted_dpo", {"mask": "decay", key: value}, rf"^weighted_dpo\.{key} is not a key .* mask, gamma$")
+            for key, value in {"shared": True, "reward": {}, "kl": {"gamma": 0.5}, "l1_reward": 0.1}.items()
+        ),
     ],
 )
 def test_mistakes_in_a_section(loss, section, message):
