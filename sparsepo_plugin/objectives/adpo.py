@@ -50,7 +50,7 @@ class ADPO(Objective):
         rewards = self.beta * parts.sum(advantage)
         losses = preference_loss(rewards, self.label_smoothing).view(tokens.num_pairs, most)
         real = torch.arange(most, device=losses.device) < number[:, None]
-        output = self.output(rewards.view(-1, most).sum(-1), advantage=advantage)
+        output = self.output(rewards.view(tokens.num_sequences, most).sum(-1), advantage=advantage)
         output.loss = torch.where(real, losses, 0.0).sum(-1).mean()
         return output
 
