@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from .checkpoint import RunDescription, load_masks
+from .checkpoint import RunDescription, load_masks, versions_of
 from .config import LossConfig
 from .decoder import load_decoder, loading, max_positions
 from .errors import SparsePOError
@@ -17,7 +17,7 @@ from .masks import Masks
 from .policy import REFERENCE_ADAPTER, MaskedPolicy
 from .reference import FeatureRequest, Runner, read_frozen
 from .step import PreferenceStep, StepOutput
-from .texts import Text, token_text
+from .texts import Joining, Text, token_text
 from .tokens import ResponseTokens
 
 
@@ -240,6 +240,51 @@ def load_run(
         description=described,
         oracle=None if oracle is None else load(oracle, "the oracle"),
     )
+
+
+def compare(
+    policy: str,
+    reference: str,
+    joining: Joining,
+    *,
+    device: str | torch.device | None = None,
+    allow_code: bool = False,
+) -> Run:
+    """Two models that need not be of a run, asked as if DPO had made the one of the other.
+
+    Args:
+        policy: Folder or hub name; its tokenizer is taken.
+        reference: The same, of the model to compare with.
+        joining: How prompt and response become one sequence.
+        device: By default a GPU if there is one.
+        allow_code: Run code that models bring.
+
+    Raises:
+        SparsePOError: a model or the tokenizer cannot be loaded, or it has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer  # here, because loading transformers takes seconds
+
+    device = torch.device(device or default_device())
+    load = partial(load_decoder, dtype="auto", device=device, trust_remote_code=allow_code)
+    model, other = load(policy, "the model"), load(reference, "the reference")
+    with loading("the tokenizer", policy):
+        tokenizer = AutoTokenizer.from_pretrained(policy, trust_remote_code=allow_code)
+    if tokenizer.eos_token is None:
+        raise SparsePOError(f"the tokenizer of {policy} has no eos_token, with which every response ends")
+    config = model.config.get_text_config()
+    description = RunDescription(
+        versions=versions_of(),
+        host="none",
+        loss=LossConfig.from_section(None, "dpo"),
+        base_model=policy,
+        reference=reference,
+        shared_reference=False,
+        dtype=str(model.dtype).removeprefix("torch."),
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        joining=joining,
+    )
+    return Run(model, other, None, tokenizer, description)
 
 
 def load_policy(

@@ -178,6 +178,30 @@ def weigh_tokens(
     ]
 
 
+def offsets_of_tokens(
+    tokenizer: Any, text: str, base: int, response: str, special_tokens: bool = False
+) -> list[tuple[int, int]]:
+    """Characters of a response, as it stands in the file, that each token of a sequence stands for.
+
+    Half-open; (0, 0) for tokens of what is around the response.
+
+    Args:
+        tokenizer: As for `weigh_tokens`, and so are the others.
+        text: Of the sequence.
+        base: Where in it the prompt ends.
+        response: That is looked for.
+        special_tokens: Whether the tokenizer adds its special tokens.
+
+    Raises:
+        SparsePOError: the tokenizer is a slow one, or the text does not have the response.
+    """
+    refuse_slow(tokenizer)
+    encoded = tokenizer(text, add_special_tokens=special_tokens, return_offsets_mapping=True)
+    place = _place(text, base, response, tokenizer.eos_token)
+    clipped = [(max(start, place.start), min(end, place.stop)) for start, end in encoded["offset_mapping"]]
+    return [(start - place.zero, end - place.zero) if start < end else (0, 0) for start, end in clipped]
+
+
 def refuse_slow(tokenizer: Any) -> None:
     """Refuse a tokenizer that does not know which characters its tokens stand for.
 
