@@ -105,7 +105,7 @@ def _own(column: str, run: Run, rows: TokenTable, pair: Pair, side: str) -> list
     values = numbers(getattr(rows, column))
     if values is None:
         there = ", ".join(name for name in COLUMNS if getattr(rows, name) is not None)
-        raise SparsePOError(f"--to-column {column}: the run has none; it has {there}")
+        raise SparsePOError(f"the run has no {column}; it has {there}")
     return values
 
 

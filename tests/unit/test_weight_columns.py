@@ -16,6 +16,7 @@ from words import word_tokenizer
 from sparsepo_plugin import SparsePOError, load_run
 from sparsepo_plugin.analysis.tis import rank_based, threshold_and_scale, transform_of
 from sparsepo_plugin.cli import app
+from sparsepo_plugin.data.command import convert
 
 PAIRS = [{**PLAIN, "source": "a film"}, NASTY[0]]
 SIDES = ("chosen", "rejected")
@@ -161,8 +162,8 @@ def test_weights_of_messages_are_of_the_last_one(score, tmp_path):
     ("arguments", "says"),
     [
         (("sparsepo", "--to-column", "mask"), "--to-column mask: allowed are logps, reference_logps, log_ratio, "),
-        (("simpo", "--to-column", "mask_reward"), "--to-column mask_reward: the run has none; it has logps"),
-        (("simpo", "--to-column", "tis"), "--to-column log_ratio: the run has none; it has logps"),
+        (("simpo", "--to-column", "mask_reward"), "pairs.jsonl, line 1: the run has no mask_reward; it has logps"),
+        (("simpo", "--to-column", "tis"), "pairs.jsonl, line 1: the run has no log_ratio; it has logps"),
         (("simpo", "--to-column", "cdpo"), "--to-column cdpo compares two models: --reference MODEL is needed"),
         (("sparsepo", "--to-column", "kl", "--transform", "origin"), "--transform has no effect with --to-column kl;"),
         (("sparsepo", "--to-column", "tis", "--transform", "top"), "--transform top: allowed are rank_based,"),
@@ -190,3 +191,110 @@ def test_another_reference_without_a_column(score, folder, first):
         ratios, _ = contrast(folder, PAIRS[0], side)
         own = [row["log_ratio"] for row in rows if row["response"] == side]
         assert own == pytest.approx(ratios, abs=1e-5)
+
+
+# The converters.
+
+
+@pytest.fixture
+def convert_rows(tmp_path):
+    """Rows through a converter; gives the pairs that it writes."""
+
+    def convert_rows(name, rows, **options):
+        output = tmp_path / "pairs.jsonl"
+        convert(name, [str(write_lines(tmp_path / "raw.jsonl", rows))], output, 0, options)
+        return [json.loads(line) for line in output.read_text().splitlines()]
+
+    return convert_rows
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    """A folder with a tokenizer of one token a word."""
+    word_tokenizer().save_pretrained(tmp_path / "words")
+    return str(tmp_path / "words")
+
+
+TIS = {
+    "prompt": "w0 ",
+    "chosen": "w1 w12 w3",
+    "chosen_weight": [0.5, -2, 0.1],
+    "rejected": "w4 w5",
+    "rejected_weight": [1, -0.5],
+}
+
+
+def spans(*triples):
+    return [dict(zip(("start", "end", "weight"), triple, strict=True)) for triple in triples]
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen", "rejected"),
+    [
+        # Chosen scores are negated: -0.5, 2, -0.1 have the ranks 0, 2, 1.
+        ({}, spans((0, 2, 0.7), (3, 6, 1.3), (7, 9, 1.0)), spans((0, 2, 1.3), (3, 5, 0.7))),
+        (
+            {"transform": "threshold_and_scale"},
+            spans((0, 2, 0.9), (3, 6, 1.3), (7, 9, 0.98)),
+            spans((0, 2, 1.2), (3, 5, 0.9)),
+        ),
+        ({"transform": "origin"}, spans((0, 2, -0.5), (3, 6, 2.0), (7, 9, -0.1)), spans((0, 2, 1.0), (3, 5, -0.5))),
+    ],
+)
+def test_tis_dpo(options, chosen, rejected, convert_rows, tokenizer):
+    (pair,) = convert_rows("tis_dpo", [TIS], tokenizer=tokenizer, **options)
+    assert list(pair) == ["prompt", "chosen", "rejected", "chosen_weights", "rejected_weights"]
+    for side, expected in zip(SIDES, (chosen, rejected), strict=True):
+        assert pair[f"{side}_weights"] == [pytest.approx(span, abs=1e-12) for span in expected]
+        assert pair[side] == TIS[side]
+
+
+GOOD, BAD = "no_hallucination", "hallucination"
+MASKED = {
+    "prompt": [{"role": "user", "content": "How high is it?"}],
+    "chosen": [{"role": "assistant", "content": "It is high. It is high. Ask me."}],
+    "chosen_item": {"sents": ["It is high.", "It is high.", "Ask me."], "type": [GOOD, BAD, "unverifiable"]},
+    "rejected": [{"role": "assistant", "content": "It opened in 1889. It is 500 m tall."}],
+    "rejected_item": {"sents": ["It opened in 1889.", "It is 500 m tall."], "type": [GOOD, BAD]},
+}
+
+
+def test_mask_dpo(convert_rows):
+    """The second of two equal sentences is hallucinated; of the rejected ones the right one is left out."""
+    plain = {**MASKED, **{key: MASKED[key][0]["content"] for key in ("prompt", *SIDES)}}
+    for row, pair in zip((MASKED, plain), convert_rows("mask_dpo", [MASKED, plain]), strict=True):
+        assert {key: pair[key] for key in ("prompt", *SIDES)} == {key: row[key] for key in ("prompt", *SIDES)}
+        assert pair["chosen_weights"] == spans((12, 23, 0.0)) and pair["rejected_weights"] == spans((0, 18, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("tis_dpo", {"chosen_weight": [1, 2]}, "chosen_weight has 2 numbers, chosen has 3 tokens: the tokenizer is"),
+        ("tis_dpo", {"chosen_weight": None}, "chosen_weight is missing, a list is needed"),
+        ("tis_dpo", {"rejected_weight": [1, True]}, "number 2 of rejected_weight is True, a finite number is needed"),
+        ("tis_dpo", {"rejected_weight": [float("nan"), 1]}, "number 1 of rejected_weight is nan, a finite number"),
+        (
+            "mask_dpo",
+            {"chosen_item": {"sents": ["It is low."], "type": ["x"]}},
+            "'It is low.', is not in chosen after",
+        ),
+        ("mask_dpo", {"chosen_item": {"sents": ["It is"], "type": []}}, "has 1 sents and 0 types, one of each"),
+        ("mask_dpo", {"chosen_item": {"sents": [" "], "type": ["x"]}}, "sentence 1 of chosen_item is ' ', text is"),
+        ("mask_dpo", {"chosen_item": None}, "chosen_item.sents is missing, a list is needed"),
+        ("mask_dpo", {"rejected": []}, "rejected is an empty list, text or messages are needed"),
+        ("mask_dpo", {"rejected": [{"content": "x"}]}, "message 1 of rejected: role is missing, text is needed"),
+    ],
+)
+def test_rows_that_are_refused(name, change, says, convert_rows, tokenizer, tmp_path):
+    row = {**(TIS if name == "tis_dpo" else MASKED), **change}
+    options = {"tokenizer": tokenizer} if name == "tis_dpo" else {}
+    with pytest.raises(SparsePOError) as refused:
+        convert_rows(name, [row], **options)
+    assert str(refused.value).startswith(f"{tmp_path}/raw.jsonl, line 1: ") and says in str(refused.value)
+    assert not (tmp_path / "pairs.jsonl").exists()
+
+
+def test_the_tokenizer_is_needed(convert_rows):
+    with pytest.raises(SparsePOError, match="tis_dpo needs --tokenizer, a folder or a hub name"):
+        convert_rows("tis_dpo", [TIS])
