@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -17,12 +18,13 @@ _COLUMNS = ("prompt", "chosen", "rejected")
 
 @dataclass(frozen=True)
 class Pair:
-    """A row of a file of pairs: texts or lists of messages, and where they stand, for messages."""
+    """A row of a file of pairs: texts or lists of messages, where they stand, for messages, and what else it has."""
 
     prompt: Text
     chosen: Text
     rejected: Text
     place: str
+    other: dict[str, Any] = field(default_factory=dict)  # its other columns
 
 
 def read_pairs(path: Path, count: int | None = None) -> list[Pair]:
@@ -66,10 +68,12 @@ def ask(folder: Path, pairs: list[Pair], allow_code: bool = False) -> Iterator[T
 
 
 def _answers(run: Run, pairs: list[Pair], label: str) -> Iterator[TokenTable]:
+    column = run.description.loss.column
     with typer.progressbar(pairs, label=label, file=sys.stderr) as shown:
         for pair in shown:
             try:
-                yield run.tokens(pair.prompt, pair.chosen, pair.rejected)
+                weights = {} if column is None else _weights(pair, column.suffix)
+                yield run.tokens(pair.prompt, pair.chosen, pair.rejected, **weights)
             except Exception as error:  # whatever tokenizer, template, model or mask raise
                 line = error if isinstance(error, SparsePOError) else fault(error)
                 raise SparsePOError(f"{pair.place}: {line}") from error
@@ -80,4 +84,10 @@ def _pair(line: Line) -> Pair:
     for column in _COLUMNS:
         if not (is_text(values.get(column)) or is_messages(values.get(column))):
             raise SparsePOError(f"{place}: {column} must be text, or a list of messages with role and content")
-    return Pair(*(values[column] for column in _COLUMNS), place)
+    other = {column: value for column, value in values.items() if column not in _COLUMNS}
+    return Pair(*(values[column] for column in _COLUMNS), place, other)
+
+
+def _weights(pair: Pair, suffix: str) -> dict[str, Any]:
+    """The spans that a run's masks read, as its columns have them."""
+    return {f"{name}_weights": pair.other.get(name + suffix) for name in ("chosen", "rejected")}
