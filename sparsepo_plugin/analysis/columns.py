@@ -10,11 +10,10 @@ import torch
 
 from ..errors import SparsePOError
 from ..run import Run, TokenTable
-from ..spans import Offsets, WeightColumn, offsets_of_tokens, spans_of_tokens
-from ..texts import Text, joined
+from ..spans import WeightColumn, spans_of_tokens
 from .files import check_output, write_lines
 from .lines import Line
-from .pairs import Pair, answer_each, open_run, pair_of, read_pair_lines
+from .pairs import Pair, answer_each, open_run, pair_of, read_pair_lines, tokens_of
 from .score import COLUMNS, numbers
 from .tis import origin, transform_of
 
@@ -86,12 +85,12 @@ def _pair_without_weights(line: Line) -> Pair:
 
 def _columns(run: Run, score: Score, weigh: Transform, pair: Pair) -> dict[str, list[dict[str, Any]]]:
     """The two columns of a pair."""
-    table = run.tokens(pair.prompt, pair.chosen, pair.rejected)
+    table = tokens_of(run, pair)
     columns = {}
     for name, side in _NAMES.items():
         rows = table.of(side)
         scores = score(run, rows, pair, side)
-        offsets = _offsets(run, pair.prompt, getattr(pair, side))
+        offsets = run.description.joining.offsets(run.tokenizer, pair.prompt, getattr(pair, side))
         offsets = offsets[len(offsets) - len(rows) :]
         # The end of the sequence has no characters, and no part in a response's ranks.
         own = [place for place, (start, end) in enumerate(offsets) if start < end]
@@ -133,16 +132,3 @@ def _not_critical(run: Run, rows: TokenTable, pair: Pair, side: str) -> list[flo
     )
     critical = (2 * positive - negative).softmax(-1).cpu().gather(1, rows.labels[:, None])
     return numbers(1 - critical.squeeze(1))
-
-
-def _offsets(run: Run, prompt: Text, response: Text) -> Offsets:
-    """Characters of the response that each token of its sequence stands for; (0, 0) for all other tokens."""
-    joining, tokenizer = run.description.joining, run.tokenizer
-    start, rest = joining.texts(tokenizer, prompt, response)
-    if joining.end == "spaced":
-        text, special = joined(tokenizer, start, rest), False
-    else:
-        end = "" if joining.chat_template else tokenizer.eos_token
-        text, special = start + rest.removesuffix(end) + end, not joining.chat_template
-    content = response if isinstance(response, str) else response[-1]["content"]
-    return offsets_of_tokens(tokenizer, text, len(start), content, special)

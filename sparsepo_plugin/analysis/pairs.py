@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import typer
 
@@ -21,12 +22,13 @@ _COLUMNS = ("prompt", "chosen", "rejected")
 
 @dataclass(frozen=True)
 class Pair:
-    """A row of a file of pairs: texts or lists of messages, and where they stand, for messages."""
+    """A row of a file of pairs: texts or lists of messages, where they stand, for messages, and what else it has."""
 
     prompt: Text
     chosen: Text
     rejected: Text
     place: str
+    other: dict[str, Any] = field(default_factory=dict)  # its other columns
 
 
 def read_pairs(path: Path, count: int | None = None) -> list[Pair]:
@@ -68,7 +70,7 @@ def ask(
         SparsePOError: there is no such run; later, a pair cannot be asked about.
     """
     run = open_run(folder, pairs, reference, allow_code)
-    return answer_each(pairs, str(folder), lambda pair: run.tokens(pair.prompt, pair.chosen, pair.rejected))
+    return answer_each(pairs, str(folder), partial(tokens_of, run))
 
 
 def open_run(folder: Path, pairs: list[Pair], reference: str | None = None, allow_code: bool = False) -> Run:
@@ -88,6 +90,14 @@ def open_run(folder: Path, pairs: list[Pair], reference: str | None = None, allo
         return load_run(folder, reference=reference, allow_code=allow_code)
     messages = any(not isinstance(pair.prompt, str) for pair in pairs)
     return compare(str(folder), reference, Joining(chat_template=messages, end="appended"), allow_code=allow_code)
+
+
+def tokens_of(run: Run, pair: Pair) -> TokenTable:
+    """What a run makes of a pair, with the weights of its columns where the run's masks read them."""
+    column = run.description.loss.column
+    sides = () if column is None else ("chosen", "rejected")
+    weights = {f"{side}_weights": pair.other.get(side + column.suffix) for side in sides}
+    return run.tokens(pair.prompt, pair.chosen, pair.rejected, **weights)
 
 
 def answer_each(pairs: list[Pair], label: str, answer: Callable[[Pair], Answer]) -> Iterator[Answer]:
@@ -115,4 +125,5 @@ def pair_of(line: Line) -> Pair:
     for column in _COLUMNS:
         if not (is_text(values.get(column)) or is_messages(values.get(column))):
             raise SparsePOError(f"{place}: {column} must be text, or a list of messages with role and content")
-    return Pair(*(values[column] for column in _COLUMNS), place)
+    other = {column: value for column, value in values.items() if column not in _COLUMNS}
+    return Pair(*(values[column] for column in _COLUMNS), place, other)

@@ -15,8 +15,8 @@ class TokenMask(nn.Module):
 
     Attributes:
         needs: What of `ReferenceFeatures` the mask reads: any of hidden_states, activations, last_hidden, logps and
-            oracle_logps (the last with an option `oracle`, the model's name). A class declares all that it may read; a
-            constructor may set less.
+            oracle_logps (the last with an option `oracle`, the model's name), and weights, those of `ResponseTokens`,
+            which come with the data. A class declares all that it may read; a constructor may set less.
         sites: Kinds of site that `activations` should cover.
         hidden_layers: Layers whose `hidden_states` the mask reads, counted from 0; None for all.
         signed: Whether weights may be negative.

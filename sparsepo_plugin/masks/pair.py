@@ -13,7 +13,7 @@ from ..reference import FeatureRequest, ReferenceFeatures
 from ..tokens import MaskPair, ResponseTokens
 from .base import TokenMask
 
-_FEATURES = ("hidden_states", "activations", "last_hidden", "logps", "oracle_logps")
+_FEATURES = ("hidden_states", "activations", "last_hidden", "logps", "oracle_logps", "weights")
 
 
 class Masks(nn.Module):
