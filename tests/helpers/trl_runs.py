@@ -78,7 +78,7 @@ def make_trainer(folder: Path, tiny: Path, *, plain: bool = False, lora: dict | 
     given = merge(merge(BASE, {"output_dir": str(folder / "out")}), over)
     if plain:
         set_seed(42)  # as ours does: older releases draw an adapter before they seed
-        given = {key: value for key, value in given.items() if not key.startswith("loss_") and key != "loss"}
+        given = {key: value for key, value in given.items() if key not in ("loss", "loss_options", "loss_plugins")}
     pairs = load_dataset("json", data_files=str(tiny / "ended.jsonl"), split="train", cache_dir=str(folder / "cache"))
     trained = pairs if order is None else pairs.select(order)
     trainer, config = (DPOTrainer, DPOConfig) if plain else (SparsePOTrainer, SparsePOTrainerConfig)

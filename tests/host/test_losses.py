@@ -28,10 +28,14 @@ def method(tiny):
         "simpo": {"beta": 2.5, "gamma": 0.3},
         "d2po": {"gamma": 0.9},
         "sepo": {"oracle": str(tiny / "other"), "k": 0.4},
+        "ln_dpo": {"beta": 3},
+        "adpo": {"segments": 3},
+        "alphapo": {"beta": 1.5, "gamma": 0.3, "alpha": 0.2},
+        "weighted_dpo": {"mask": "diff", "outside": 0.2},
     }
 
     def method(loss: str, **over) -> dict:
-        scale = {"model": OWN_SCALE} if loss in ("simpo", "sepo") else {}
+        scale = {"model": OWN_SCALE} if loss in ("simpo", "sepo", "ln_dpo", "alphapo") else {}
         return merge({"loss": loss, "sparsepo": None, loss: sections[loss], **scale}, over)
 
     return method
@@ -56,7 +60,10 @@ def test_two_packed_processes_under_zero_3_equal_one_padded(loss, train, method)
 
 def test_every_method_takes_steps_of_its_own(train, method):
     """The equalities above would hold too if all names led to one loss."""
-    last = {loss: train(**method(loss)).losses[-1].item() for loss in ("dpo", "tdpo", "dpop", "simpo", "d2po", "sepo")}
+    losses = ("dpo", "tdpo", "dpop", "simpo", "d2po", "sepo", "ln_dpo", "adpo", "alphapo", "weighted_dpo")
+    runs = {loss: train(**method(loss)).losses for loss in losses}
+    assert all(len(run) == 10 and run.isfinite().all() for run in runs.values())
+    last = {loss: run[-1].item() for loss, run in runs.items()}
     assert len({round(value, 4) for value in last.values()}) == len(last), last
 
 
