@@ -172,13 +172,13 @@ class LossConfig(MaskedKeys):
 
     @property
     def needs(self) -> frozenset[str]:
-        """All that the masks' classes may read of models."""
+        """All that the masks' classes may read."""
         return frozenset().union(*(MASKS.get(mask.mask).needs for mask in self.masks.values()))
 
     @property
     def uses_reference(self) -> bool:
         """Whether the objective or a mask reads a reference model at all."""
-        return objective_class(self.loss).needs_reference or bool(self.needs)
+        return objective_class(self.loss).needs_reference or bool(self.needs - {"policy_logps"})
 
     @property
     def oracle(self) -> str | None:
