@@ -103,7 +103,15 @@ def test_versions(here):
 
 def test_lists(here):
     masks = here("masks").stdout.splitlines()
-    assert [line.split()[0] for line in masks] == ["activation", "decay", "learned", "random", "selected", "uniform"]
+    assert [line.split()[0] for line in masks] == [
+        "activation",
+        "decay",
+        "diff",
+        "learned",
+        "random",
+        "selected",
+        "uniform",
+    ]
     assert all(len(line.split()) > 4 for line in masks)
     assert "sparsepo" in [line.split()[0] for line in here("objectives").stdout.splitlines()]
 

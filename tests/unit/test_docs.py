@@ -187,8 +187,12 @@ def test_the_table_of_methods(loss):
     for row in rows:
         written |= dict(re.findall(r"`(\w+)` \(([^)]*)\)", row[3]))
     assert written == {
-        name: "needed" if field.is_required() else f"{field.default:g}" for name, field in options.items()
+        name: "needed" if field.is_required() else _shown(field.default) for name, field in options.items()
     }
+
+
+def _shown(default):
+    return default if isinstance(default, str) else f"{default:g}"
 
 
 def test_no_list_repeats_the_names_of_the_losses():

@@ -5,6 +5,7 @@ Tolerances: plain formulas run in float64, where only the order of sums differs,
 """
 
 from functools import partial
+from itertools import zip_longest
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from sparsepo_plugin import (
 )
 from sparsepo_plugin.masks import build_masks
 from sparsepo_plugin.masks.decay import DecayMask
+from sparsepo_plugin.masks.diff import DiffMask
 from sparsepo_plugin.masks.selected import SelectedMask
 from sparsepo_plugin.projection import Projection
 
@@ -40,6 +42,10 @@ METHODS = {
     "d2po": ("d2po", {"gamma": 0.6}),
     "weighted": ("weighted_dpo", {"mask": "decay", "gamma": 0.6}),
     "sepo": ("sepo", {**ORACLE, "k": 0.4, "gamma": 1.5}),
+    "ln_dpo": ("ln_dpo", {"beta": 3}),
+    "adpo": ("adpo", {"segments": 3}),
+    "adpo_token": ("adpo", {}),
+    "alphapo": ("alphapo", {"beta": 1.5, "gamma": 0.3, "alpha": 0.2}),
 }
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -118,13 +124,46 @@ def sepo(chosen, rejected):
     return 1.5 * means[0] - 1.5 * means[1]
 
 
+def ln_dpo(chosen, rejected):
+    """Lambert et al. 2024: DPO's sums divided by the length of their response."""
+    mean = [sum(log_ratio(response)) / len(response[-1]) for response in (chosen, rejected)]
+    return 3 * mean[0] - 3 * mean[1]
+
+
+def adpo(chosen, rejected):
+    """Oi et al. 2026: a term for each of three segments, or as many as the shorter response has tokens."""
+    number = min(3, len(chosen[-1]), len(rejected[-1]))
+    parts = []
+    for response in (chosen, rejected):
+        ratio = log_ratio(response)
+        parts.append([[r for t, r in enumerate(ratio) if t * number // len(ratio) == i] for i in range(number)])
+    assert all(part for side in parts for part in side)
+    return [BETA * sum(one) - BETA * sum(other) for one, other in zip(*parts, strict=True)]
+
+
+def adpo_token(chosen, rejected):
+    """A term for each position; past its end a response adds nothing."""
+    pairs = zip_longest(log_ratio(chosen), log_ratio(rejected), fillvalue=0)
+    return [BETA * one - BETA * other for one, other in pairs]
+
+
+def alphapo(chosen, rejected):
+    """Gupta et al. 2025: (1 − p^(−α))/α of the mean probability."""
+    reward = []
+    for logps, *_, labels in (chosen, rejected):
+        p = (sum(logps[t, y] for t, y in enumerate(labels)) / len(labels)).exp()
+        reward.append(1.5 * (1 - p**-0.2) / 0.2)
+    return reward[0] - reward[1] - 0.3
+
+
 def plain_loss(method, policy, reference, oracle, label_smoothing, pairs=PAIRS):
-    """−(1 − s)·log σ(d) − s·log σ(−d), mean over pairs."""
+    """−(1 − s)·log σ(d) − s·log σ(−d), summed over the d of a pair where it has several, mean over pairs."""
     all_sequences = sequences(policy, reference, oracle, pairs)
     count, loss = len(all_sequences) // 2, 0.0
     for p in range(count):
-        d = globals()[method](all_sequences[p], all_sequences[p + count])
-        loss = loss - (1 - label_smoothing) * d.sigmoid().log() - label_smoothing * (-d).sigmoid().log()
+        terms = globals()[method](all_sequences[p], all_sequences[p + count])
+        for d in terms if isinstance(terms, list) else [terms]:
+            loss = loss - (1 - label_smoothing) * d.sigmoid().log() - label_smoothing * (-d).sigmoid().log()
     return loss / count
 
 
@@ -192,6 +231,31 @@ def test_rewards_are_those_of_the_loss():
     ]
     torch.testing.assert_close(torch.cat([out.chosen_rewards, out.rejected_rewards]), torch.stack(means).detach())
     assert not out.chosen_rewards.requires_grad
+
+
+def loss_of(loss, section, **from_host):
+    heads, tokens = Heads(), PAIRS.tokens
+    stats = token_statistics(heads.rows(0), heads.weight[0], heads.rows(1), heads.weight[1], tokens.labels)
+    return LossConfig.from_section(section, loss, **from_host).build_objective()(stats, None, tokens)
+
+
+def test_one_segment_is_dpo():
+    one, dpo = loss_of("adpo", {"segments": 1}, beta=BETA), loss_of("dpo", {}, beta=BETA)
+    torch.testing.assert_close(one.loss, dpo.loss, atol=1e-12, rtol=0)
+
+
+def test_rewards_of_segments_are_those_of_dpo():
+    """What is logged is the sum over a response, however many terms the loss has."""
+    many, dpo = loss_of("adpo", {"segments": 3}, beta=BETA), loss_of("dpo", {}, beta=BETA)
+    for side in ("chosen_rewards", "rejected_rewards", "advantage"):
+        torch.testing.assert_close(getattr(many, side), getattr(dpo, side), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("alpha", "tolerance"), [(0, 1e-12), (1e-9, 1e-7)])
+def test_alphapo_of_no_alpha_is_simpo(alpha, tolerance):
+    """The next term of the expansion is α·mean²/2, of order α; without expm1 rounding would make it 1e-7 and more."""
+    ours = loss_of("alphapo", {"alpha": alpha, "beta": 2, "gamma": 0.5})
+    torch.testing.assert_close(ours.loss, loss_of("simpo", {}).loss, atol=tolerance, rtol=0)
 
 
 # Through the step, on tiny models.
@@ -275,7 +339,7 @@ def lora(dropout=0.3):
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "simpo"])
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("simpo", "alphapo")])
 def test_shared_reference_equals_a_separate_one(method, layout):
     shared = Run(method, lora(), separate=False, layout=layout)
     assert "reference" not in dict(shared.calls)
@@ -293,8 +357,11 @@ def test_without_a_reference_the_adapter_stays_on(monkeypatch):
 
 @pytest.mark.parametrize(
     ("method", "ran"),
-    [("simpo", ["policy"]), ("sepo", ["reference", "oracle", "policy"])]
-    + [(method, ["reference", "policy"]) for method in ("dpo", "tdpo1", "tdpo2", "dpop", "d2po", "weighted")],
+    [("simpo", ["policy"]), ("alphapo", ["policy"]), ("sepo", ["reference", "oracle", "policy"])]
+    + [
+        (method, ["reference", "policy"])
+        for method in ("dpo", "tdpo1", "tdpo2", "dpop", "d2po", "weighted", "ln_dpo", "adpo")
+    ],
 )
 def test_models_that_run(method, ran):
     run = Run(method)
@@ -335,6 +402,10 @@ def test_the_hook_count_counts(monkeypatch):
         ("dpop", 2, (1, 1, 0), (1, 0, 0)),
         ("d2po", 2, (1, 1, 0), (1, 0, 0)),
         ("weighted", 2, (1, 1, 0), (1, 0, 0)),
+        ("ln_dpo", 2, (1, 1, 0), (1, 0, 0)),
+        ("adpo", 2, (1, 1, 0), (1, 0, 0)),
+        ("adpo_token", 2, (1, 1, 0), (1, 0, 0)),
+        ("alphapo", 1, (1, 0, 0), (1, 0, 0)),
         ("tdpo1", 3, (1, 1, 0), (0, 1, 0)),  # the gradient of r_t − e_t is without π
         ("tdpo2", 3, (1, 1, 0), (1, 1, 0)),
     ],
@@ -371,7 +442,7 @@ def watch(function, before):
 @pytest.mark.parametrize(
     ("method", "logged"),
     [
-        *((method, set()) for method in ("dpo", "dpop", "simpo")),
+        *((method, set()) for method in ("dpo", "dpop", "simpo", "ln_dpo", "adpo", "alphapo")),
         *((method, {"token_kl"}) for method in ("tdpo1", "tdpo2")),
         *((method, {"sparsity_reward", "mask_reward_mean"}) for method in ("d2po", "weighted", "sepo")),
     ],
@@ -412,6 +483,10 @@ def test_selection_models_may_have_another_vocabulary_size():
         ("simpo", None, {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.1}),
         ("simpo", {"beta": 2.5, "gamma": 0}, {"beta": 2.5, "gamma": 0.0}),
         ("d2po", {}, {"beta": BETA}),
+        ("ln_dpo", {}, {"beta": 5.0, "label_smoothing": 0.1}),
+        ("adpo", {}, {"beta": BETA, "segments": "token"}),
+        ("adpo", {"segments": 4}, {"segments": 4}),
+        ("alphapo", {}, {"beta": 2.5, "gamma": 0.1, "alpha": 0.25, "label_smoothing": 0.1}),
         ("sepo", {**ORACLE, "gamma": 3, "k": 0.5}, {"gamma": 3.0, "label_smoothing": 0.1}),
     ],
 )
@@ -436,7 +511,7 @@ def test_options_reach_the_mask(loss, section, expected):
     assert {name: getattr(head.reward, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("loss", ["dpo", "tdpo", "dpop", "simpo"])
+@pytest.mark.parametrize("loss", ["dpo", "tdpo", "dpop", "simpo", "ln_dpo", "adpo", "alphapo"])
 def test_losses_without_a_mask_build_none(loss):
     assert build_masks(LossConfig.from_section({}, loss), WIDTH, 1, seed=0) is None
 
@@ -478,6 +553,10 @@ def test_losses_without_a_mask_build_none(loss):
         ("sepo", {**ORACLE, "k": 1.5}, r"sepo\.k: .*less than or equal to 1"),
         ("sepo", {"oracle": 3}, r"sepo\.oracle: .*string, not 3"),
         ("sepo", {**ORACLE, "gamma": 0}, r"sepo\.gamma: .*greater than 0"),
+        ("ln_dpo", {"beta": 0}, r"ln_dpo\.beta: .*greater than 0"),
+        ("adpo", {"segments": 0}, r"adpo\.segments: .*greater than 0, not 0; .*'token', not 0$"),
+        ("adpo", {"segments": "word"}, r"adpo\.segments: .*'token', not 'word'$"),
+        ("alphapo", {"gamma": -0.1}, r"alphapo\.gamma: .*greater than or equal to 0"),
         ("dpo", [1], r"dpo: a mapping of keys is needed"),
         ("weighted_dpo", {}, r"^weighted_dpo\.mask is needed: it has no default$"),
         *(
@@ -563,6 +642,29 @@ def test_selected_refuses_a_share_of_a_sequence():
     features = ReferenceFeatures(logps=torch.zeros(len(tokens)), oracle_logps=torch.zeros(len(tokens)))
     with pytest.raises(SparsePOError, match=r"ranked, which must not be sharded over processes"):
         SelectedMask(oracle="a-folder")(features, tokens)
+
+
+def differing(chosen: list[list[int]], rejected: list[list[int]], **options) -> list[list[float]]:
+    """Weights of `diff` for responses of these tokens, after prompts of one token, chosen first."""
+    sequences = [torch.tensor([0, *response]) for response in (*chosen, *rejected)]
+    lens = [len(sequence) for sequence in sequences]
+    tokens = ResponseTokens.from_packed(torch.cat(sequences), lens, [1] * len(lens))
+    mask = DiffMask(**options)(ReferenceFeatures(), tokens)
+    assert mask.dtype == torch.float32
+    return [mask[tokens.sequence == s].tolist() for s in range(len(lens))]
+
+
+def test_diff_by_hand():
+    """Two pairs: a token replaced before a common end, and a response that is the beginning of the other."""
+    chosen, rejected = [[5, 6, 7, 2], [5, 6]], [[5, 8, 9, 7, 2], [5, 6, 2]]
+    assert differing(chosen, rejected) == [[0, 1, 0, 0], [0, 0], [0, 1, 1, 0, 0], [0, 0, 1]]
+    assert differing(chosen[:1], rejected[:1], outside=0.25) == [[0.25, 1, 0.25, 0.25], [0.25, 1, 1, 0.25, 0.25]]
+
+
+def test_diff_refuses_a_share_of_a_sequence():
+    tokens = responses([4], [3]).shard(0, 3, group=object())
+    with pytest.raises(SparsePOError, match=r"diff.*must not be sharded over processes"):
+        DiffMask()(ReferenceFeatures(), tokens)
 
 
 @pytest.mark.parametrize("gamma", [0.98, 0.5, 1.0])
