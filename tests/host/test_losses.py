@@ -28,6 +28,7 @@ def method(tiny):
         "simpo": {"beta": 2.5, "gamma": 0.3},
         "d2po": {"gamma": 0.9},
         "sepo": {"oracle": str(tiny / "other"), "k": 0.4},
+        "weighted_dpo": {},
     }
 
     def method(loss: str, **over) -> dict:
@@ -58,6 +59,14 @@ def test_every_method_takes_steps_of_its_own(train, method):
     """The equalities above would hold too if all names led to one loss."""
     last = {loss: train(**method(loss)).losses[-1].item() for loss in ("dpo", "tdpo", "dpop", "simpo", "d2po", "sepo")}
     assert len({round(value, 4) for value in last.values()}) == len(last), last
+
+
+@pytest.mark.parametrize("mask", [{"mask": "length", "alpha": 0.3}], ids=lambda mask: mask["mask"])
+def test_masks_that_make_a_method_of_their_own(mask, train, method):
+    """Ten steps of DPO's body with them, which are not DPO's."""
+    run = train(**method("weighted_dpo", weighted_dpo=mask))
+    assert len(run.losses) == 10 and run.losses.isfinite().all()
+    assert abs(run.losses[-1] - train(**method("dpo")).losses[-1]) > 1e-4
 
 
 def test_models_that_are_loaded(train, method):

@@ -54,6 +54,13 @@ def test_dpo_is_the_hosts_own(kind, train, tiny, tmp_path):
         assert ours.scalars(name) == pytest.approx(host.scalars(theirs), abs=1e-4), name
 
 
+def test_the_length_mask_is_the_hosts_ld_alpha(train, tiny, tmp_path):
+    options = {**DPO["loss_options"], "mask": "length", "alpha": 0.3}
+    ours, host = train(loss="weighted_dpo", loss_options=options), train_plain(tmp_path, tiny, ld_alpha=0.3)
+    assert_equal(ours, host)
+    assert ours.losses[-1] != train(**DPO).losses[-1]
+
+
 def test_masks_one_and_zero_are_dpo(train):
     ones = {**DPO["loss_options"], "mask": "uniform", "shared": False, "kl": {"value": 0.0}}
     assert_equal(train(loss="sparsepo", loss_options=ones), train(**DPO))

@@ -26,6 +26,7 @@ from sparsepo_plugin import (
 from sparsepo_plugin.masks import build_masks
 from sparsepo_plugin.masks.decay import DecayMask
 from sparsepo_plugin.masks.diff import DiffMask
+from sparsepo_plugin.masks.length import LengthMask
 from sparsepo_plugin.masks.selected import SelectedMask
 from sparsepo_plugin.projection import Projection
 
@@ -41,6 +42,7 @@ METHODS = {
     "simpo": ("simpo", {"beta": 2.5, "gamma": 0.3}),
     "d2po": ("d2po", {"gamma": 0.6}),
     "weighted": ("weighted_dpo", {"mask": "decay", "gamma": 0.6}),
+    "ld_dpo": ("weighted_dpo", {"mask": "length", "alpha": 0.25}),
     "sepo": ("sepo", {**ORACLE, "k": 0.4, "gamma": 1.5}),
     "ln_dpo": ("ln_dpo", {"beta": 3}),
     "adpo": ("adpo", {"segments": 3}),
@@ -111,6 +113,14 @@ def d2po(chosen, rejected):
 
 
 weighted = d2po  # by a mask that the YAML chooses
+
+
+def ld_dpo(chosen, rejected):
+    """Liu et al. 2024: α on what is past the shorter length."""
+    shared = min(len(chosen[-1]), len(rejected[-1]))
+    ratios = [log_ratio(response) for response in (chosen, rejected)]
+    reward = [BETA * (sum(ratio[:shared]) + 0.25 * sum(ratio[shared:])) for ratio in ratios]
+    return reward[0] - reward[1]
 
 
 def sepo(chosen, rejected):
@@ -402,6 +412,7 @@ def test_the_hook_count_counts(monkeypatch):
         ("dpop", 2, (1, 1, 0), (1, 0, 0)),
         ("d2po", 2, (1, 1, 0), (1, 0, 0)),
         ("weighted", 2, (1, 1, 0), (1, 0, 0)),
+        ("ld_dpo", 2, (1, 1, 0), (1, 0, 0)),
         ("ln_dpo", 2, (1, 1, 0), (1, 0, 0)),
         ("adpo", 2, (1, 1, 0), (1, 0, 0)),
         ("adpo_token", 2, (1, 1, 0), (1, 0, 0)),
@@ -439,12 +450,15 @@ def watch(function, before):
     return watched
 
 
+MASKED = ("d2po", "weighted", "ld_dpo", "sepo")
+
+
 @pytest.mark.parametrize(
     ("method", "logged"),
     [
         *((method, set()) for method in ("dpo", "dpop", "simpo", "ln_dpo", "adpo", "alphapo")),
         *((method, {"token_kl"}) for method in ("tdpo1", "tdpo2")),
-        *((method, {"sparsity_reward", "mask_reward_mean"}) for method in ("d2po", "weighted", "sepo")),
+        *((method, {"sparsity_reward", "mask_reward_mean"}) for method in MASKED),
     ],
 )
 def test_metrics(method, logged):
@@ -452,7 +466,7 @@ def test_metrics(method, logged):
     run = Run(method)
     names = {f"{name}_{side}" for name in logged for side in ("chosen", "rejected")}
     assert run.output.metrics.keys() == names | ({"token_kl_margin"} if "token_kl" in logged else set())
-    assert (run.output.masks is None) == (method not in ("d2po", "weighted", "sepo"))
+    assert (run.output.masks is None) == ("sparsity_reward" not in logged)
 
 
 def test_selection_models_may_have_another_vocabulary_size():
@@ -501,6 +515,7 @@ def test_options_reach_the_objective(loss, section, expected):
     [
         ("d2po", {}, {"gamma": 0.98}),
         ("d2po", {"gamma": 0.9}, {"gamma": 0.9}),
+        ("weighted_dpo", {"mask": "length"}, {"alpha": 0.5}),
         ("sepo", ORACLE, {"oracle": "a-folder", "k": 0.3}),
         ("sepo", {**ORACLE, "k": 0.8, "gamma": 3}, {"k": 0.8}),
     ],
@@ -548,6 +563,7 @@ def test_losses_without_a_mask_build_none(loss):
         ("d2po", {"gamma": 1.1}, r"d2po\.gamma: .*less than or equal to 1"),
         ("d2po", {"chunk_size": 0}, r"d2po\.chunk_size: .*greater than 0"),
         ("d2po", {"objective": {}}, r"d2po\.objective is not a key"),
+        ("weighted_dpo", {"mask": "length", "alpha": 1.1}, r"weighted_dpo\.alpha: .*less than or equal to 1"),
         ("sepo", {}, r"sepo\.oracle is needed"),
         ("sepo", {**ORACLE, "k": 0}, r"sepo\.k: .*greater than 0"),
         ("sepo", {**ORACLE, "k": 1.5}, r"sepo\.k: .*less than or equal to 1"),
@@ -665,6 +681,17 @@ def test_diff_refuses_a_share_of_a_sequence():
     tokens = responses([4], [3]).shard(0, 3, group=object())
     with pytest.raises(SparsePOError, match=r"diff.*must not be sharded over processes"):
         DiffMask()(ReferenceFeatures(), tokens)
+
+
+def test_length_by_hand():
+    """Past the shorter response of its own pair, whichever that is; two of a length are DPO's."""
+    mask = LengthMask(alpha=0.3)(ReferenceFeatures(), responses([4, 1, 2], [2, 3, 2]))
+    assert mask.dtype == torch.float32
+    assert mask.tolist() == pytest.approx([1, 1, 0.3, 0.3, 1, 1, 1, 1, 1, 1, 0.3, 0.3, 1, 1])
+
+
+def test_length_without_tokens():
+    assert LengthMask()(ReferenceFeatures(), responses([1], [1]).shard(0, 0, None)).shape == (0,)
 
 
 @pytest.mark.parametrize("gamma", [0.98, 0.5, 1.0])
