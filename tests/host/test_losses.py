@@ -61,10 +61,13 @@ def test_every_method_takes_steps_of_its_own(train, method):
     assert len({round(value, 4) for value in last.values()}) == len(last), last
 
 
-@pytest.mark.parametrize("mask", [{"mask": "length", "alpha": 0.3}], ids=lambda mask: mask["mask"])
-def test_masks_that_make_a_method_of_their_own(mask, train, method):
+@pytest.mark.parametrize(
+    "mask", [{"mask": "length", "alpha": 0.3}, {"mask": "oracle_reward", "scale": 0.2}], ids=lambda mask: mask["mask"]
+)
+def test_masks_that_make_a_method_of_their_own(mask, train, method, tiny):
     """Ten steps of DPO's body with them, which are not DPO's."""
-    run = train(**method("weighted_dpo", weighted_dpo=mask))
+    oracle = {"oracle": str(tiny / "other")} if mask["mask"] == "oracle_reward" else {}
+    run = train(**method("weighted_dpo", weighted_dpo={**mask, **oracle}))
     assert len(run.losses) == 10 and run.losses.isfinite().all()
     assert abs(run.losses[-1] - train(**method("dpo")).losses[-1]) > 1e-4
 

@@ -127,6 +127,13 @@ def test_no_reference_is_loaded_where_none_is_read(make, capfd):
     assert trainer.args.precompute_ref_log_probs is False
 
 
+def test_the_oracle_reward_may_be_negative(train, tiny):
+    options = {**DPO["loss_options"], "mask": "oracle_reward", "oracle": str(tiny / "other"), "scale": 5.0}
+    run = train(loss="weighted_dpo", loss_options=options)
+    assert len(run.losses) == 10 and run.losses.isfinite().all()
+    assert run.scalars("sparsity_reward_chosen") == [0.0] * 10
+
+
 def test_the_selected_mask_reads_its_oracle(train, tiny):
     options = {**DPO["loss_options"], "mask": "selected", "oracle": str(tiny / "other"), "k": 0.5}
     run = train(loss="sparsepo", loss_options=options)

@@ -318,7 +318,9 @@ def test_activation_without_a_range_may_be_negative():
     assert values.min() < 0 < values.max()
 
 
-@pytest.mark.parametrize("mask", ["activation", "decay", "diff", "learned", "random", "selected", "uniform"])
+@pytest.mark.parametrize(
+    "mask", ["activation", "decay", "diff", "learned", "oracle_reward", "random", "selected", "uniform"]
+)
 def test_tokens_of_no_weight_may_be_left_out(mask):
     """No gradient reaches these masks where they are zero."""
     section = {"mask": mask, "metrics_every": 5, **({"oracle": "a"} if mask in ("selected", "oracle_reward") else {})}

@@ -27,6 +27,7 @@ from sparsepo_plugin.masks import build_masks
 from sparsepo_plugin.masks.decay import DecayMask
 from sparsepo_plugin.masks.diff import DiffMask
 from sparsepo_plugin.masks.length import LengthMask
+from sparsepo_plugin.masks.oracle_reward import OracleRewardMask
 from sparsepo_plugin.masks.selected import SelectedMask
 from sparsepo_plugin.projection import Projection
 
@@ -43,6 +44,7 @@ METHODS = {
     "d2po": ("d2po", {"gamma": 0.6}),
     "weighted": ("weighted_dpo", {"mask": "decay", "gamma": 0.6}),
     "ld_dpo": ("weighted_dpo", {"mask": "length", "alpha": 0.25}),
+    "tgdpo": ("weighted_dpo", {"mask": "oracle_reward", **ORACLE, "scale": 0.2}),
     "sepo": ("sepo", {**ORACLE, "k": 0.4, "gamma": 1.5}),
     "ln_dpo": ("ln_dpo", {"beta": 3}),
     "adpo": ("adpo", {"segments": 3}),
@@ -120,6 +122,15 @@ def ld_dpo(chosen, rejected):
     shared = min(len(chosen[-1]), len(rejected[-1]))
     ratios = [log_ratio(response) for response in (chosen, rejected)]
     reward = [BETA * (sum(ratio[:shared]) + 0.25 * sum(ratio[shared:])) for ratio in ratios]
+    return reward[0] - reward[1]
+
+
+def tgdpo(chosen, rejected):
+    """Zhu et al. 2025: β·(1 ± α·β·q_t), q_t the oracle's log-ratio to the reference; αβ is 0.2."""
+    reward = []
+    for (_, ref_logps, oracle, labels), sign, response in ((chosen, 1, chosen), (rejected, -1, rejected)):
+        guide = [1 + sign * 0.2 * (oracle[t, y] - ref_logps[t, y]) for t, y in enumerate(labels)]
+        reward.append(sum(BETA * weight * r for weight, r in zip(guide, log_ratio(response), strict=True)))
     return reward[0] - reward[1]
 
 
@@ -279,7 +290,7 @@ class Run:
         self.policy, self.calls = policy or decoder("llama").train(), []
         reads = LossConfig.from_section(section, loss).uses_reference
         self.reference = decoder("llama", seed=1) if separate and reads else None
-        self.oracle = decoder("llama", seed=2) if loss == "sepo" else None
+        self.oracle = decoder("llama", seed=2) if "oracle" in section else None
         options = {"loss": loss, "beta": BETA, "label_smoothing": 0.1}
         self.step = make_step({**section, **changes}, self.policy, self.reference, **options)
         self.tokens = PAIRS.tokens if layout == "padded" else PAIRS.packed_tokens
@@ -367,7 +378,8 @@ def test_without_a_reference_the_adapter_stays_on(monkeypatch):
 
 @pytest.mark.parametrize(
     ("method", "ran"),
-    [("simpo", ["policy"]), ("alphapo", ["policy"]), ("sepo", ["reference", "oracle", "policy"])]
+    [("simpo", ["policy"]), ("alphapo", ["policy"])]
+    + [(method, ["reference", "oracle", "policy"]) for method in ("sepo", "tgdpo")]
     + [
         (method, ["reference", "policy"])
         for method in ("dpo", "tdpo1", "tdpo2", "dpop", "d2po", "weighted", "ln_dpo", "adpo")
@@ -386,7 +398,7 @@ def test_no_hidden_states_are_collected(method):
     assert all(hooks == 0 for _, hooks in run.calls)
     if run.features is not None:
         assert run.features.hidden_states is run.features.activations is None
-        assert (run.features.logps is not None) == (method == "sepo")
+        assert (run.features.logps is not None) == ("oracle" in METHODS[method][1])
 
 
 @pytest.mark.parametrize("mask", ["uniform", "random", "decay"])
@@ -413,6 +425,7 @@ def test_the_hook_count_counts(monkeypatch):
         ("d2po", 2, (1, 1, 0), (1, 0, 0)),
         ("weighted", 2, (1, 1, 0), (1, 0, 0)),
         ("ld_dpo", 2, (1, 1, 0), (1, 0, 0)),
+        ("tgdpo", 2, (1, 2, 1), (1, 0, 0)),
         ("ln_dpo", 2, (1, 1, 0), (1, 0, 0)),
         ("adpo", 2, (1, 1, 0), (1, 0, 0)),
         ("adpo_token", 2, (1, 1, 0), (1, 0, 0)),
@@ -450,7 +463,7 @@ def watch(function, before):
     return watched
 
 
-MASKED = ("d2po", "weighted", "ld_dpo", "sepo")
+MASKED = ("d2po", "weighted", "ld_dpo", "tgdpo", "sepo")
 
 
 @pytest.mark.parametrize(
@@ -516,6 +529,7 @@ def test_options_reach_the_objective(loss, section, expected):
         ("d2po", {}, {"gamma": 0.98}),
         ("d2po", {"gamma": 0.9}, {"gamma": 0.9}),
         ("weighted_dpo", {"mask": "length"}, {"alpha": 0.5}),
+        ("weighted_dpo", {"mask": "oracle_reward", **ORACLE}, {"scale": 0.05}),
         ("sepo", ORACLE, {"oracle": "a-folder", "k": 0.3}),
         ("sepo", {**ORACLE, "k": 0.8, "gamma": 3}, {"k": 0.8}),
     ],
@@ -564,6 +578,7 @@ def test_losses_without_a_mask_build_none(loss):
         ("d2po", {"chunk_size": 0}, r"d2po\.chunk_size: .*greater than 0"),
         ("d2po", {"objective": {}}, r"d2po\.objective is not a key"),
         ("weighted_dpo", {"mask": "length", "alpha": 1.1}, r"weighted_dpo\.alpha: .*less than or equal to 1"),
+        ("weighted_dpo", {"mask": "oracle_reward"}, r"weighted_dpo\.oracle is needed"),
         ("sepo", {}, r"sepo\.oracle is needed"),
         ("sepo", {**ORACLE, "k": 0}, r"sepo\.k: .*greater than 0"),
         ("sepo", {**ORACLE, "k": 1.5}, r"sepo\.k: .*less than or equal to 1"),
@@ -688,6 +703,14 @@ def test_length_by_hand():
     mask = LengthMask(alpha=0.3)(ReferenceFeatures(), responses([4, 1, 2], [2, 3, 2]))
     assert mask.dtype == torch.float32
     assert mask.tolist() == pytest.approx([1, 1, 0.3, 0.3, 1, 1, 1, 1, 1, 1, 0.3, 0.3, 1, 1])
+
+
+def test_oracle_reward_by_hand():
+    """Up with the oracle's reward in chosen, down in rejected; not clamped, so that a token may be turned round."""
+    rewards = torch.tensor([1.0, -2.0, 30.0, -30.0, 0.0, 1.0, 30.0])
+    features = ReferenceFeatures(logps=torch.full((7,), -1.0), oracle_logps=rewards - 1)
+    mask = OracleRewardMask(oracle="a-folder")(features, responses([4], [3]))
+    assert mask.tolist() == pytest.approx([1.05, 0.9, 2.5, -0.5, 1.0, 0.95, -0.5])
 
 
 def test_length_without_tokens():
