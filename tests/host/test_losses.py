@@ -28,7 +28,7 @@ def method(tiny):
         "simpo": {"beta": 2.5, "gamma": 0.3},
         "d2po": {"gamma": 0.9},
         "sepo": {"oracle": str(tiny / "other"), "k": 0.4},
-        "weighted_dpo": {},
+        "weighted_dpo": {"mask": "sampled"},
     }
 
     def method(loss: str, **over) -> dict:

@@ -319,7 +319,7 @@ def test_activation_without_a_range_may_be_negative():
 
 
 @pytest.mark.parametrize(
-    "mask", ["activation", "decay", "diff", "learned", "oracle_reward", "random", "selected", "uniform"]
+    "mask", ["activation", "decay", "diff", "learned", "oracle_reward", "random", "sampled", "selected", "uniform"]
 )
 def test_tokens_of_no_weight_may_be_left_out(mask):
     """No gradient reaches these masks where they are zero."""

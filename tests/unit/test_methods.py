@@ -28,6 +28,8 @@ from sparsepo_plugin.masks.decay import DecayMask
 from sparsepo_plugin.masks.diff import DiffMask
 from sparsepo_plugin.masks.length import LengthMask
 from sparsepo_plugin.masks.oracle_reward import OracleRewardMask
+from sparsepo_plugin.masks.random import RandomMask
+from sparsepo_plugin.masks.sampled import SampledMask
 from sparsepo_plugin.masks.selected import SelectedMask
 from sparsepo_plugin.projection import Projection
 
@@ -711,6 +713,45 @@ def test_oracle_reward_by_hand():
     features = ReferenceFeatures(logps=torch.full((7,), -1.0), oracle_logps=rewards - 1)
     mask = OracleRewardMask(oracle="a-folder")(features, responses([4], [3]))
     assert mask.tolist() == pytest.approx([1.05, 0.9, 2.5, -0.5, 1.0, 0.95, -0.5])
+
+
+def test_sampled_by_the_numbers_of_the_random_mask():
+    """As many of the longer response as the shorter has, those with the lowest numbers; the shorter is kept whole."""
+    tokens = responses([4, 1, 3], [2, 6, 3])
+    drawn, numbers = SampledMask(seed=5)(ReferenceFeatures(), tokens), RandomMask(seed=5)(ReferenceFeatures(), tokens)
+    assert drawn.dtype == torch.float32
+    for sequence, count in enumerate([2, 1, 3] * 2):
+        own = tokens.sequence == sequence
+        assert drawn[own].nonzero().flatten().tolist() == sorted(numbers[own].argsort()[:count].tolist())
+
+
+def test_sampled_anew_and_evenly():
+    """Each of the longer response's tokens in 2 of 5 steps, by the step and the seed alone."""
+    tokens, mask = responses([5], [2]), SampledMask(seed=0).train()
+    drawn = [mask(ReferenceFeatures(), tokens)[:5] for _ in range(500)]
+    assert {row.sum().item() for row in drawn} == {2.0}
+    share = torch.stack(drawn).mean(0)
+    assert (share - 0.4).abs().max() < 4 * (0.4 * 0.6 / 500) ** 0.5
+    mask.at_step(0)
+    assert torch.equal(mask(ReferenceFeatures(), tokens)[:5], drawn[0])
+    other = SampledMask(seed=1).train()
+    assert not all(torch.equal(other(ReferenceFeatures(), tokens)[:5], row) for row in drawn[:10])
+
+
+def test_sampled_alike_in_any_layout_and_batch():
+    packed, padded = (SampledMask()(ReferenceFeatures(), tokens) for tokens in (PAIRS.packed_tokens, PAIRS.tokens))
+    assert torch.equal(packed, padded)
+    swapped = Pairs([TWO_PAIRS[index] for index in (1, 0, 3, 2)])
+    swapped.sequences = [PAIRS.sequences[index] for index in (1, 0, 3, 2)]
+    other = SampledMask()(ReferenceFeatures(), swapped.packed_tokens)
+    of = lambda mask, tokens, sequence: mask[tokens.sequence == sequence].tolist()  # noqa: E731
+    for sequence, place in enumerate((1, 0, 3, 2)):
+        assert of(other, swapped.packed_tokens, sequence) == of(packed, PAIRS.packed_tokens, place)
+
+
+def test_sampled_refuses_a_share_of_a_sequence():
+    with pytest.raises(SparsePOError, match=r"ranked, which must not be sharded over processes"):
+        SampledMask()(ReferenceFeatures(), responses([4], [3]).shard(0, 3, group=object()))
 
 
 def test_length_without_tokens():
