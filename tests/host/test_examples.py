@@ -19,7 +19,7 @@ def test_example(path):
     if stage == "train_dpo":
         loss = host.get_loss_class(args.loss, args.loss_plugins)(args)
         assert loss.config.section == args.loss
-        assert loss.loads_reference == (args.ds.lora.rank == 0 and args.loss != "simpo")
+        assert loss.loads_reference == (args.ds.lora.rank == 0 and args.loss not in ("simpo", "confpo"))
 
 
 def test_there_is_one_for_each_road():

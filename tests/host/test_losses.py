@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from sparsepo_plugin.cli import app
 
 LOSS, WEIGHTS = 1e-5, 1e-5
+LOSSES = ("dpo", "tdpo", "dpop", "simpo", "d2po", "sepo", "weighted_dpo", "confpo")
 OWN_SCALE = {"beta": None}  # of the base configuration, for losses whose scale is in their own section
 SELECTED = {"mask": "selected", "shared": False, "oracle": "a"}
 LORA = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
@@ -29,10 +30,11 @@ def method(tiny):
         "d2po": {"gamma": 0.9},
         "sepo": {"oracle": str(tiny / "other"), "k": 0.4},
         "weighted_dpo": {"mask": "sampled"},
+        "confpo": {"beta": 2.5, "gamma": 0.3},
     }
 
     def method(loss: str, **over) -> dict:
-        scale = {"model": OWN_SCALE} if loss in ("simpo", "sepo") else {}
+        scale = {"model": OWN_SCALE} if loss in ("simpo", "sepo", "confpo") else {}
         return merge({"loss": loss, "sparsepo": None, loss: sections[loss], **scale}, over)
 
     return method
@@ -45,7 +47,7 @@ def test_dpo_is_the_hosts_own(train, method):
     assert loss < LOSS and weights < WEIGHTS
 
 
-@pytest.mark.parametrize("loss", ["tdpo", "dpop", "simpo", "d2po", "sepo"])
+@pytest.mark.parametrize("loss", LOSSES[1:])
 def test_two_packed_processes_under_zero_3_equal_one_padded(loss, train, method):
     one = train(**method(loss))
     zero_3 = {"zero_stage": 3, "packing_samples": True}
@@ -57,7 +59,7 @@ def test_two_packed_processes_under_zero_3_equal_one_padded(loss, train, method)
 
 def test_every_method_takes_steps_of_its_own(train, method):
     """The equalities above would hold too if all names led to one loss."""
-    last = {loss: train(**method(loss)).losses[-1].item() for loss in ("dpo", "tdpo", "dpop", "simpo", "d2po", "sepo")}
+    last = {loss: train(**method(loss)).losses[-1].item() for loss in LOSSES}
     assert len({round(value, 4) for value in last.values()}) == len(last), last
 
 

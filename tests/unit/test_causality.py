@@ -78,6 +78,7 @@ def test_ours_are_causal(section):
         {"mask": "activation"},
         {"mask": "selected", "oracle": "a"},
         {"mask": "oracle_reward", "oracle": "a"},
+        {"mask": "confidence"},
     ],
     ids=lambda section: section["mask"],
 )

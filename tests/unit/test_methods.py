@@ -4,6 +4,7 @@ Tolerances: plain formulas run in float64, where only the order of sums differs,
 1e-6. Whole models run in float32: 1e-5, and 2e-5 between layouts, relative to the largest gradient.
 """
 
+import math
 from functools import partial
 from itertools import zip_longest
 
@@ -15,15 +16,18 @@ from tiny import TWO_PAIRS, VOCABULARY, WIDTH, Pairs, decoder, describe, make_st
 from sparsepo_plugin import (
     OBJECTIVES,
     LossConfig,
+    MaskPair,
     ReferenceFeatures,
     ResponseTokens,
     Runner,
     SparsePOError,
+    TokenStatistics,
     load_masks,
     save_masks,
     token_statistics,
 )
 from sparsepo_plugin.masks import build_masks
+from sparsepo_plugin.masks.confidence import ConfidenceMask
 from sparsepo_plugin.masks.decay import DecayMask
 from sparsepo_plugin.masks.diff import DiffMask
 from sparsepo_plugin.masks.length import LengthMask
@@ -47,6 +51,7 @@ METHODS = {
     "weighted": ("weighted_dpo", {"mask": "decay", "gamma": 0.6}),
     "ld_dpo": ("weighted_dpo", {"mask": "length", "alpha": 0.25}),
     "tgdpo": ("weighted_dpo", {"mask": "oracle_reward", **ORACLE, "scale": 0.2}),
+    "confpo": ("confpo", {"beta": 1.2, "gamma": 0.3}),
     "sepo": ("sepo", {**ORACLE, "k": 0.4, "gamma": 1.5}),
     "ln_dpo": ("ln_dpo", {"beta": 3}),
     "adpo": ("adpo", {"segments": 3}),
@@ -136,6 +141,26 @@ def tgdpo(chosen, rejected):
     return reward[0] - reward[1]
 
 
+def below_average(response):
+    """log π of the tokens that are less likely than the mean of their probabilities."""
+    logps, *_, labels = response
+    written = [logps[t, y] for t, y in enumerate(labels)]
+    mean = sum(logp.exp() for logp in written) / len(written)
+    return [logp for logp in written if logp.exp() < mean]
+
+
+def confpo(chosen, rejected):
+    """Yoon et al. 2025, as the authors' trainer has it: SimPO's means, of selected tokens alone."""
+    selected = [below_average(response) for response in (chosen, rejected)]
+    means = [sum(logps) / max(len(logps), 1) for logps in selected]
+    return torch.as_tensor(1.2 * means[0] - 1.2 * means[1] - 0.3)
+
+
+def confpo_weight(chosen, rejected):
+    """Of a pair, whose loss is 0 where nothing is selected."""
+    return float(all(map(below_average, (chosen, rejected))))
+
+
 def sepo(chosen, rejected):
     """Yang et al. 2024: the share k of highest oracle reward in chosen, of lowest in rejected; means of log π."""
     means = []
@@ -184,9 +209,11 @@ def plain_loss(method, policy, reference, oracle, label_smoothing, pairs=PAIRS):
     all_sequences = sequences(policy, reference, oracle, pairs)
     count, loss = len(all_sequences) // 2, 0.0
     for p in range(count):
-        terms = globals()[method](all_sequences[p], all_sequences[p + count])
+        pair = all_sequences[p], all_sequences[p + count]
+        terms, weigh = globals()[method](*pair), globals().get(f"{method}_weight", lambda *pair: 1.0)
         for d in terms if isinstance(terms, list) else [terms]:
-            loss = loss - (1 - label_smoothing) * d.sigmoid().log() - label_smoothing * (-d).sigmoid().log()
+            term = (1 - label_smoothing) * d.sigmoid().log() + label_smoothing * (-d).sigmoid().log()
+            loss = loss - weigh(*pair) * term
     return loss / count
 
 
@@ -224,7 +251,8 @@ def test_equals_the_paper(method, label_smoothing, seed):
     logps = [logits.flatten(0, 1)[tokens.rows].log_softmax(-1) for logits in heads.logits]
     _, ref_logps, oracle_logps = (row.gather(1, tokens.labels[:, None])[:, 0] for row in logps)
     head = build_masks(config, WIDTH, 1, seed=0)
-    masks = head and head(ReferenceFeatures(logps=ref_logps, oracle_logps=oracle_logps), tokens)
+    read = ReferenceFeatures(logps=ref_logps, oracle_logps=oracle_logps, policy_logps=stats.policy_logps.detach())
+    masks = head and head(read, tokens)
     ours = objective(stats, masks, tokens).loss
     plain = plain_loss(method, *heads.logits, label_smoothing)
     tolerance = 1e-6 if method in ("d2po", "weighted") else 1e-10
@@ -362,7 +390,7 @@ def lora(dropout=0.3):
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
-@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("simpo", "alphapo")])
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("simpo", "alphapo", "confpo")])
 def test_shared_reference_equals_a_separate_one(method, layout):
     shared = Run(method, lora(), separate=False, layout=layout)
     assert "reference" not in dict(shared.calls)
@@ -380,7 +408,7 @@ def test_without_a_reference_the_adapter_stays_on(monkeypatch):
 
 @pytest.mark.parametrize(
     ("method", "ran"),
-    [("simpo", ["policy"]), ("alphapo", ["policy"])]
+    [(method, ["policy"]) for method in ("simpo", "alphapo", "confpo")]
     + [(method, ["reference", "oracle", "policy"]) for method in ("sepo", "tgdpo")]
     + [
         (method, ["reference", "policy"])
@@ -428,6 +456,7 @@ def test_the_hook_count_counts(monkeypatch):
         ("weighted", 2, (1, 1, 0), (1, 0, 0)),
         ("ld_dpo", 2, (1, 1, 0), (1, 0, 0)),
         ("tgdpo", 2, (1, 2, 1), (1, 0, 0)),
+        ("confpo", 1, (1, 0, 0), (1, 0, 0)),
         ("ln_dpo", 2, (1, 1, 0), (1, 0, 0)),
         ("adpo", 2, (1, 1, 0), (1, 0, 0)),
         ("adpo_token", 2, (1, 1, 0), (1, 0, 0)),
@@ -465,7 +494,7 @@ def watch(function, before):
     return watched
 
 
-MASKED = ("d2po", "weighted", "ld_dpo", "tgdpo", "sepo")
+MASKED = ("d2po", "weighted", "ld_dpo", "tgdpo", "confpo", "sepo")
 
 
 @pytest.mark.parametrize(
@@ -512,6 +541,7 @@ def test_selection_models_may_have_another_vocabulary_size():
         ("simpo", None, {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.1}),
         ("simpo", {"beta": 2.5, "gamma": 0}, {"beta": 2.5, "gamma": 0.0}),
         ("d2po", {}, {"beta": BETA}),
+        ("confpo", {}, {"beta": 1.5, "gamma": 1.6, "label_smoothing": 0.1}),
         ("ln_dpo", {}, {"beta": 5.0, "label_smoothing": 0.1}),
         ("adpo", {}, {"beta": BETA, "segments": "token"}),
         ("adpo", {"segments": 4}, {"segments": 4}),
@@ -581,6 +611,7 @@ def test_losses_without_a_mask_build_none(loss):
         ("d2po", {"objective": {}}, r"d2po\.objective is not a key"),
         ("weighted_dpo", {"mask": "length", "alpha": 1.1}, r"weighted_dpo\.alpha: .*less than or equal to 1"),
         ("weighted_dpo", {"mask": "oracle_reward"}, r"weighted_dpo\.oracle is needed"),
+        ("confpo", {"mask": "confidence"}, r"confpo\.mask is not a key .* beta, gamma$"),
         ("sepo", {}, r"sepo\.oracle is needed"),
         ("sepo", {**ORACLE, "k": 0}, r"sepo\.k: .*greater than 0"),
         ("sepo", {**ORACLE, "k": 1.5}, r"sepo\.k: .*less than or equal to 1"),
@@ -752,6 +783,44 @@ def test_sampled_alike_in_any_layout_and_batch():
 def test_sampled_refuses_a_share_of_a_sequence():
     with pytest.raises(SparsePOError, match=r"ranked, which must not be sharded over processes"):
         SampledMask()(ReferenceFeatures(), responses([4], [3]).shard(0, 3, group=object()))
+
+
+def of_policy(mask, probabilities: list[list[float]], reference: list[list[float]] | None = None):
+    """A mask's weights of each response of one pair, whose tokens have these probabilities."""
+    tokens = responses([len(probabilities[0])], [len(probabilities[1])])
+    each = (probabilities, reference or probabilities)
+    logps, ref_logps = (torch.tensor([*responses[0], *responses[1]]).log() for responses in each)
+    weights = mask(ReferenceFeatures(policy_logps=logps, logps=ref_logps), tokens)
+    assert weights.dtype == torch.float32
+    return [weights[tokens.sequence == s].tolist() for s in (0, 1)], logps, tokens
+
+
+def test_confidence_by_hand():
+    """Below the mean of probabilities, 0.3 and 0.35, and not of their logarithms, 0.26 and 0.22."""
+    weights, *_ = of_policy(ConfidenceMask(), [[0.5, 0.1, 0.29, 0.31], [0.9, 0.05, 0.25, 0.2]])
+    assert weights == [[0, 1, 1, 0], [0, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.3, 1 / 3, 0.7, 1e-30])
+def test_no_token_is_below_a_mean_that_all_have(probability):
+    weights, *_ = of_policy(ConfidenceMask(), [[probability] * 7, [probability]])
+    assert weights == [[0] * 7, [0]]
+
+
+def test_confpo_by_hand():
+    """(log 0.1 + log 0.2)/2 against log 0.05; a pair with nothing to select is 0 and counts in the mean."""
+    weights, logps, tokens = of_policy(ConfidenceMask(), [[0.6, 0.1, 0.2], [0.8, 0.05]])
+    assert weights == [[0, 1, 1], [0, 1]]
+    mask = torch.tensor([0.0, 1, 1, 0, 1])
+    d = 1.5 * ((math.log(0.1) + math.log(0.2)) / 2 - math.log(0.05)) - 1.6
+    output = OBJECTIVES.get("confpo")()(TokenStatistics(logps), MaskPair(mask, mask), tokens)
+    assert output.loss.item() == pytest.approx(math.log(1 + math.exp(-d)), rel=1e-6)
+    assert output.chosen_rewards.item() == pytest.approx(1.5 * math.log(0.1 * 0.2) / 2, rel=1e-6)
+    tokens = responses([3, 1], [2, 2])
+    mask = torch.tensor([0.0, 1, 1, 0, 0, 1, 0, 1])
+    logps = torch.tensor([0.6, 0.1, 0.2, 0.3, 0.8, 0.05, 0.8, 0.05]).log()
+    output = OBJECTIVES.get("confpo")()(TokenStatistics(logps), MaskPair(mask, mask), tokens)
+    assert output.loss.item() == pytest.approx(math.log(1 + math.exp(-d)) / 2, rel=1e-6)
 
 
 def test_length_without_tokens():

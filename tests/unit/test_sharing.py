@@ -94,6 +94,7 @@ def test_sliding_window(window):
         ("simpo", {"beta": 2.0}),
         ("d2po", {"gamma": 0.9}),
         ("weighted_dpo", {"mask": "sampled"}),
+        ("confpo", {}),
     ],
 )
 def test_losses_and_masks(loss, section):
