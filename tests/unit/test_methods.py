@@ -31,6 +31,7 @@ from sparsepo_plugin.masks.confidence import ConfidenceMask
 from sparsepo_plugin.masks.decay import DecayMask
 from sparsepo_plugin.masks.diff import DiffMask
 from sparsepo_plugin.masks.length import LengthMask
+from sparsepo_plugin.masks.log_ratio import LogRatioMask
 from sparsepo_plugin.masks.oracle_reward import OracleRewardMask
 from sparsepo_plugin.masks.random import RandomMask
 from sparsepo_plugin.masks.sampled import SampledMask
@@ -52,6 +53,7 @@ METHODS = {
     "ld_dpo": ("weighted_dpo", {"mask": "length", "alpha": 0.25}),
     "tgdpo": ("weighted_dpo", {"mask": "oracle_reward", **ORACLE, "scale": 0.2}),
     "confpo": ("confpo", {"beta": 1.2, "gamma": 0.3}),
+    "selective": ("selective", {"k": 0.5}),
     "sepo": ("sepo", {**ORACLE, "k": 0.4, "gamma": 1.5}),
     "ln_dpo": ("ln_dpo", {"beta": 3}),
     "adpo": ("adpo", {"segments": 3}),
@@ -159,6 +161,16 @@ def confpo(chosen, rejected):
 def confpo_weight(chosen, rejected):
     """Of a pair, whose loss is 0 where nothing is selected."""
     return float(all(map(below_average, (chosen, rejected))))
+
+
+def selective(chosen, rejected):
+    """Dong 2025, as the author's trainer has it: DPO on tokens whose score is at least the quantile of all scores."""
+    rewards = []
+    for response, sign in ((chosen, -1), (rejected, 1)):
+        score = sign * torch.stack(log_ratio(response)).detach().double()
+        kept = score >= torch.quantile(score, 0.5)
+        rewards.append(BETA * sum(r for r, keep in zip(log_ratio(response), kept, strict=True) if keep))
+    return rewards[0] - rewards[1]
 
 
 def sepo(chosen, rejected):
@@ -457,6 +469,7 @@ def test_the_hook_count_counts(monkeypatch):
         ("ld_dpo", 2, (1, 1, 0), (1, 0, 0)),
         ("tgdpo", 2, (1, 2, 1), (1, 0, 0)),
         ("confpo", 1, (1, 0, 0), (1, 0, 0)),
+        ("selective", 2, (1, 1, 0), (1, 0, 0)),
         ("ln_dpo", 2, (1, 1, 0), (1, 0, 0)),
         ("adpo", 2, (1, 1, 0), (1, 0, 0)),
         ("adpo_token", 2, (1, 1, 0), (1, 0, 0)),
@@ -494,7 +507,7 @@ def watch(function, before):
     return watched
 
 
-MASKED = ("d2po", "weighted", "ld_dpo", "tgdpo", "confpo", "sepo")
+MASKED = ("d2po", "weighted", "ld_dpo", "tgdpo", "confpo", "selective", "sepo")
 
 
 @pytest.mark.parametrize(
@@ -561,6 +574,7 @@ def test_options_reach_the_objective(loss, section, expected):
         ("d2po", {}, {"gamma": 0.98}),
         ("d2po", {"gamma": 0.9}, {"gamma": 0.9}),
         ("weighted_dpo", {"mask": "length"}, {"alpha": 0.5}),
+        ("selective", {}, {"k": 0.6}),
         ("weighted_dpo", {"mask": "oracle_reward", **ORACLE}, {"scale": 0.05}),
         ("sepo", ORACLE, {"oracle": "a-folder", "k": 0.3}),
         ("sepo", {**ORACLE, "k": 0.8, "gamma": 3}, {"k": 0.8}),
@@ -612,6 +626,7 @@ def test_losses_without_a_mask_build_none(loss):
         ("weighted_dpo", {"mask": "length", "alpha": 1.1}, r"weighted_dpo\.alpha: .*less than or equal to 1"),
         ("weighted_dpo", {"mask": "oracle_reward"}, r"weighted_dpo\.oracle is needed"),
         ("confpo", {"mask": "confidence"}, r"confpo\.mask is not a key .* beta, gamma$"),
+        ("selective", {"k": 1}, r"selective\.k: .*less than 1"),
         ("sepo", {}, r"sepo\.oracle is needed"),
         ("sepo", {**ORACLE, "k": 0}, r"sepo\.k: .*greater than 0"),
         ("sepo", {**ORACLE, "k": 1.5}, r"sepo\.k: .*less than or equal to 1"),
@@ -821,6 +836,43 @@ def test_confpo_by_hand():
     logps = torch.tensor([0.6, 0.1, 0.2, 0.3, 0.8, 0.05, 0.8, 0.05]).log()
     output = OBJECTIVES.get("confpo")()(TokenStatistics(logps), MaskPair(mask, mask), tokens)
     assert output.loss.item() == pytest.approx(math.log(1 + math.exp(-d)) / 2, rel=1e-6)
+
+
+def test_log_ratio_by_hand():
+    """Where the policy is below the reference in chosen, above it in rejected: the 3 highest of 6, the 2 of 4."""
+    reference = [[0.5] * 6, [0.2] * 4]
+    policy = [[0.1, 0.9, 0.4, 0.6, 0.7, 0.3], [0.1, 0.3, 0.25, 0.05]]
+    weights, *_ = of_policy(LogRatioMask(), policy, reference)
+    assert weights == [[1, 0, 1, 0, 0, 1], [0, 1, 1, 0]]
+
+
+def test_log_ratio_keeps_all_that_are_equal():
+    """At the first step, where the policy is its reference; later those at the quantile."""
+    weights, *_ = of_policy(LogRatioMask(), [[0.1, 0.9, 0.4], [0.5]])
+    assert weights == [[1, 1, 1], [1]]
+    weights, *_ = of_policy(LogRatioMask(), [[0.25, 0.25, 0.25, 0.5], [0.5, 0.5]], [[0.5] * 4, [0.25, 0.5]])
+    assert weights == [[1, 1, 1, 0], [1, 0]]
+
+
+@pytest.mark.parametrize("k", [0.0, 0.1, 0.29, 0.5, 0.55, 0.6, 0.7, 0.99])
+def test_log_ratio_keeps_what_the_quantile_does(k):
+    """Its interpolation changes nothing: what is kept begins with the next value that there is."""
+    for n in (1, 2, 3, 6, 11, 101):
+        policy = torch.rand(2, n, generator=torch.Generator().manual_seed(n)).tolist()
+        (chosen, rejected), logps, _ = of_policy(LogRatioMask(k=k), policy, [[0.5] * n] * 2)
+        score = (logps - torch.tensor(0.5).log()).chunk(2)
+        place = round(k * (n - 1), 6)  # torch's own is a bit off where this is whole
+        for weights, values in ((chosen, -score[0]), (rejected, score[1])):
+            ordered = values.double().sort().values
+            low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+            assert weights == (values >= low + (place - math.floor(place)) * (high - low)).float().tolist()
+
+
+def test_log_ratio_refuses_a_share_of_a_sequence():
+    tokens = responses([4], [3]).shard(0, 3, group=object())
+    features = ReferenceFeatures(logps=torch.zeros(len(tokens)), policy_logps=torch.zeros(len(tokens)))
+    with pytest.raises(SparsePOError, match=r"ranked, which must not be sharded over processes"):
+        LogRatioMask()(features, tokens)
 
 
 def test_length_without_tokens():

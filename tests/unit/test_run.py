@@ -31,6 +31,7 @@ METHODS = {
     "d2po": {"gamma": 0.7},
     "sepo": {"oracle": "oracle", "k": 0.5},
     "confpo": {},
+    "selective": {},
 }
 
 
@@ -119,6 +120,8 @@ def advantage(loss, part, chosen):
     """a_t of each method from the columns of the table."""
     if loss == "sparsepo":
         return part.mask_reward * part.log_ratio + part.mask_kl * part.kl
+    if loss == "selective":
+        return part.mask_reward * part.log_ratio
     if loss in ("d2po", "sepo", "confpo"):
         scaled = part.mask_reward * (part.log_ratio if loss == "d2po" else part.logps / part.mask_reward.sum())
         return scaled

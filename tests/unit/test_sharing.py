@@ -95,6 +95,7 @@ def test_sliding_window(window):
         ("d2po", {"gamma": 0.9}),
         ("weighted_dpo", {"mask": "sampled"}),
         ("confpo", {}),
+        ("selective", {}),
     ],
 )
 def test_losses_and_masks(loss, section):
