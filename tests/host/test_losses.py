@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from sparsepo_plugin.cli import app
 
 LOSS, WEIGHTS = 1e-5, 1e-5
-LOSSES = ("dpo", "tdpo", "dpop", "simpo", "d2po", "sepo", "weighted_dpo", "confpo", "selective")
+LOSSES = ("dpo", "tdpo", "dpop", "simpo", "d2po", "sepo", "weighted_dpo", "confpo", "selective", "wpo")
 OWN_SCALE = {"beta": None}  # of the base configuration, for losses whose scale is in their own section
 SELECTED = {"mask": "selected", "shared": False, "oracle": "a"}
 LORA = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
@@ -32,6 +32,7 @@ def method(tiny):
         "weighted_dpo": {"mask": "sampled"},
         "confpo": {"beta": 2.5, "gamma": 0.3},
         "selective": {},
+        "wpo": {},
     }
 
     def method(loss: str, **over) -> dict:

@@ -112,7 +112,7 @@ def test_skipping_tokens_with_zero_masks_trains_the_same(train):
         assert row["step"] == 10 and row[name] == pytest.approx(every.scalars(name)[-1], abs=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["tdpo", "simpo", "d2po", "dpop", "sepo", "confpo", "selective"])
+@pytest.mark.parametrize("loss", ["tdpo", "simpo", "d2po", "dpop", "sepo", "confpo", "selective", "wpo"])
 def test_the_other_losses_train(loss, train, tiny):
     options = {"sepo": {"oracle": str(tiny / "other")}}.get(loss, {})
     flags = {"beta": None} if loss in ("simpo", "sepo", "confpo") else {}  # they have one of their own

@@ -54,6 +54,7 @@ METHODS = {
     "tgdpo": ("weighted_dpo", {"mask": "oracle_reward", **ORACLE, "scale": 0.2}),
     "confpo": ("confpo", {"beta": 1.2, "gamma": 0.3}),
     "selective": ("selective", {"k": 0.5}),
+    "wpo": ("wpo", {}),
     "sepo": ("sepo", {**ORACLE, "k": 0.4, "gamma": 1.5}),
     "ln_dpo": ("ln_dpo", {"beta": 3}),
     "adpo": ("adpo", {"segments": 3}),
@@ -173,6 +174,18 @@ def selective(chosen, rejected):
     return rewards[0] - rewards[1]
 
 
+wpo = dpo
+
+
+def wpo_weight(chosen, rejected):
+    """Zhou et al. 2024, as the authors' trainer has it: min(1, exp(u_w + u_l)), u a mean of log π(y) − log Σπ²."""
+    total = 0.0
+    for logps, *_, labels in (chosen, rejected):
+        written = [logps[t, y] - logps[t].exp().square().sum().log() for t, y in enumerate(labels)]
+        total = total + sum(written).detach() / len(written)
+    return total.exp().clamp(max=1)
+
+
 def sepo(chosen, rejected):
     """Yang et al. 2024: the share k of highest oracle reward in chosen, of lowest in rejected; means of log π."""
     means = []
@@ -247,6 +260,10 @@ class Heads:
         return self.hidden[model].flatten(0, 1)[PAIRS.tokens.rows]
 
 
+def read_by(objective):
+    return {"expectation": objective.expectation, "collision": objective.needs_collision}
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @every_method
@@ -258,7 +275,7 @@ def test_equals_the_paper(method, label_smoothing, seed):
     heads, tokens = Heads(seed), PAIRS.tokens
     reference = (heads.rows(1), heads.weight[1]) if objective.needs_reference else (None, None)
     stats = token_statistics(
-        heads.rows(0), heads.weight[0], *reference, tokens.labels, expectation=objective.expectation, chunk_size=4
+        heads.rows(0), heads.weight[0], *reference, tokens.labels, chunk_size=4, **read_by(objective)
     )
     logps = [logits.flatten(0, 1)[tokens.rows].log_softmax(-1) for logits in heads.logits]
     _, ref_logps, oracle_logps = (row.gather(1, tokens.labels[:, None])[:, 0] for row in logps)
@@ -281,6 +298,36 @@ def test_both_sides_of_the_dpop_penalty_were_seen():
         responses = sequences(*Heads(seed).logits, PAIRS)
         margins += [sum(log_ratio(response)).item() for response in responses[:2]]
     assert min(margins) < 0 < max(margins)
+
+
+def test_wpo_on_both_sides_of_the_cap():
+    """With policies that are less sure of themselves, which words drawn at random suit better."""
+    weights, tokens = [], PAIRS.tokens
+    for seed in range(6):
+        heads = Heads(seed)
+        heads.hidden[0].data *= 0.3
+        rows = heads.rows(0), heads.weight[0], heads.rows(1), heads.weight[1]
+        stats = token_statistics(*rows, tokens.labels, expectation=None, collision=True)
+        ours, plain = OBJECTIVES.get("wpo")(beta=BETA)(stats, None, tokens), plain_loss("wpo", *heads.logits, 0.0)
+        torch.testing.assert_close(ours.loss, plain, atol=1e-10, rtol=1e-10)
+        got, expected = (torch.autograd.grad(loss, heads.trained) for loss in (ours.loss, plain))
+        torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
+        pairs = sequences(*heads.logits, PAIRS)
+        weights.append([wpo_weight(pairs[p], pairs[p + 2]).item() for p in (0, 1)])
+        assert ours.metrics["pair_weight"].item() == pytest.approx(sum(weights[-1]) / 2)
+    assert min(map(min, weights)) < 0.9 and max(map(max, weights)) == 1
+
+
+def test_wpo_by_hand():
+    """Two words of 0.8 and 0.2: Σπ² is 0.68, a word weighs 0.8/0.68 or 0.2/0.68, and a pair 1 at most."""
+    tokens, words = responses([1], [1]), torch.tensor([[0.8, 0.2]] * 2).log()
+    for labels, weight in (([1, 1], (0.2 / 0.68) ** 2), ([0, 1], 0.8 * 0.2 / 0.68**2), ([0, 0], 1)):
+        models = words, torch.eye(2), torch.zeros(2, 2), torch.eye(2)
+        stats = token_statistics(*models, torch.tensor(labels), expectation=None, collision=True)
+        output = OBJECTIVES.get("wpo")(beta=BETA)(stats, None, tokens)
+        d = BETA * (stats.policy_logps[0] - stats.policy_logps[1]).item()
+        assert output.loss.item() == pytest.approx(weight * math.log(1 + math.exp(-d)), rel=1e-6)
+        assert output.metrics["pair_weight"].item() == pytest.approx(weight, rel=1e-6)
 
 
 def test_rewards_are_those_of_the_loss():
@@ -470,6 +517,7 @@ def test_the_hook_count_counts(monkeypatch):
         ("tgdpo", 2, (1, 2, 1), (1, 0, 0)),
         ("confpo", 1, (1, 0, 0), (1, 0, 0)),
         ("selective", 2, (1, 1, 0), (1, 0, 0)),
+        ("wpo", 3, (1, 1, 0), (1, 0, 0)),
         ("ln_dpo", 2, (1, 1, 0), (1, 0, 0)),
         ("adpo", 2, (1, 1, 0), (1, 0, 0)),
         ("adpo_token", 2, (1, 1, 0), (1, 0, 0)),
@@ -515,13 +563,15 @@ MASKED = ("d2po", "weighted", "ld_dpo", "tgdpo", "confpo", "selective", "sepo")
     [
         *((method, set()) for method in ("dpo", "dpop", "simpo", "ln_dpo", "adpo", "alphapo")),
         *((method, {"token_kl"}) for method in ("tdpo1", "tdpo2")),
+        ("wpo", {"pair_weight"}),
         *((method, {"sparsity_reward", "mask_reward_mean"}) for method in MASKED),
     ],
 )
 def test_metrics(method, logged):
     """Nothing of masks where there are none, nothing of a KL that is not computed."""
     run = Run(method)
-    names = {f"{name}_{side}" for name in logged for side in ("chosen", "rejected")}
+    names = {f"{name}_{side}" for name in logged - {"pair_weight"} for side in ("chosen", "rejected")}
+    names |= logged & {"pair_weight"}
     assert run.output.metrics.keys() == names | ({"token_kl_margin"} if "token_kl" in logged else set())
     assert (run.output.masks is None) == ("sparsity_reward" not in logged)
 

@@ -32,6 +32,7 @@ METHODS = {
     "sepo": {"oracle": "oracle", "k": 0.5},
     "confpo": {},
     "selective": {},
+    "wpo": {},
 }
 
 

@@ -96,6 +96,7 @@ def test_sliding_window(window):
         ("weighted_dpo", {"mask": "sampled"}),
         ("confpo", {}),
         ("selective", {}),
+        ("wpo", {}),
     ],
 )
 def test_losses_and_masks(loss, section):
