@@ -55,7 +55,11 @@ def _weights(
     tokens = replace(tokens, weights=torch.ones(len(tokens.labels)))  # what the data say changes with no token
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     run = lambda asked: None if asked is None else Runner(asked, partial(asked, **inputs))  # noqa: E731
-    return masks(read_frozen(tokens, masks.request, run(model), run(oracle)), tokens), tokens.position
+    request, follows = masks.request, masks.follow_policy
+    if follows:  # of a policy that is still this model
+        request = request._replace(needs=request.needs | {"logps"})
+    features = read_frozen(tokens, request, run(model), run(oracle))
+    return masks(replace(features, policy_logps=features.logps if follows else None), tokens), tokens.position
 
 
 def _replace(ids: Tensor, start: int, vocabulary: int) -> Tensor:

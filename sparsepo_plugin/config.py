@@ -179,7 +179,7 @@ class LossConfig(MaskedKeys):
     @property
     def uses_reference(self) -> bool:
         """Whether the objective or a mask reads a reference model at all."""
-        return objective_class(self.loss).needs_reference or bool(self.needs)
+        return objective_class(self.loss).needs_reference or bool(self.needs - {"policy_logps"})
 
     @property
     def oracle(self) -> str | None:

@@ -203,6 +203,24 @@ class ResponseTokens:
             dist.all_reduce(high, op=dist.ReduceOp.MAX, group=self.group)
         return low, high
 
+    def rank(self, values: Tensor) -> Tensor:
+        """Place of each token in its response by rising value, from 0; of equal ones the earlier first. int64 [N].
+
+        Raises:
+            SparsePOError: under ring attention, where no process sees a whole response.
+        """
+        if self.group is not None:
+            raise SparsePOError(
+                "the tokens of whole responses are ranked, which must not be sharded over processes",
+                about="sharded sequences",
+            )
+        # Sorted by value, then by sequence; both sorts are stable.
+        order = values.argsort(stable=True)
+        order = order[self.sequence[order].argsort(stable=True)]
+        counts = self.count().long()
+        place = torch.arange(len(self), device=order.device) - (counts.cumsum(0) - counts)[self.sequence]
+        return torch.empty_like(order).scatter_(0, order, place)
+
 
 def scramble(values: Tensor) -> Tensor:
     """A pseudo-random number below 2³² for each integer, the same on any device. int64."""

@@ -6,7 +6,7 @@ import pytest
 
 from sparsepo_plugin.hosts.openrlhf.program import load_program
 
-WITHOUT_REFERENCE = {"simpo", "alphapo"}
+WITHOUT_REFERENCE = {"simpo", "confpo", "alphapo"}
 FOLDER = Path(__file__).parents[2] / "examples"
 # Those of frontier and localize are parts, which are checked put together.
 EXAMPLES = sorted(path for name in ("demo", "openrlhf") for path in (FOLDER / name).rglob("*.yaml"))

@@ -85,6 +85,13 @@ def test_alphapo_is_trls_own(train, tiny, tmp_path):
     assert_equal(train(loss="alphapo", loss_options={**DPO["loss_options"], **own}, beta=None), finish(trainer))
 
 
+def test_the_length_mask_is_the_hosts_ld_alpha(train, tiny, tmp_path):
+    options = {**DPO["loss_options"], "mask": "length", "alpha": 0.3}
+    ours, host = train(loss="weighted_dpo", loss_options=options), train_plain(tmp_path, tiny, ld_alpha=0.3)
+    assert_equal(ours, host)
+    assert ours.losses[-1] != train(**DPO).losses[-1]
+
+
 def test_masks_one_and_zero_are_dpo(train):
     ones = {**DPO["loss_options"], "mask": "uniform", "shared": False, "kl": {"value": 0.0}}
     assert_equal(train(loss="sparsepo", loss_options=ones), train(**DPO))
@@ -133,10 +140,13 @@ def test_skipping_tokens_with_zero_masks_trains_the_same(train):
         assert row["step"] == 10 and row[name] == pytest.approx(every.scalars(name)[-1], abs=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["tdpo", "simpo", "d2po", "dpop", "sepo", "adpo", "weighted_dpo"])
+LOSSES = ("tdpo", "simpo", "d2po", "dpop", "sepo", "confpo", "selective", "wpo", "adpo", "weighted_dpo")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_the_other_losses_train(loss, train, tiny):
     options = {"sepo": {"oracle": str(tiny / "other")}, "weighted_dpo": {"mask": "diff"}}.get(loss, {})
-    flags = {"beta": None} if loss in ("simpo", "sepo") else {}  # they have one of their own
+    flags = {"beta": None} if loss in ("simpo", "sepo", "confpo") else {}  # they have one of their own
     run = train(loss=loss, loss_options={**DPO["loss_options"], **options}, **flags)
     assert len(run.losses) == 10 and run.losses.isfinite().all()
 
@@ -146,6 +156,19 @@ def test_no_reference_is_loaded_where_none_is_read(make, capfd):
     assert trainer.ref_model is None and trainer.description.reference is None
     assert "precompute_ref_log_probs" not in capfd.readouterr().err
     assert trainer.args.precompute_ref_log_probs is False
+
+
+def test_as_many_tokens_are_sampled_of_both_responses(train):
+    run = train(loss="weighted_dpo", loss_options={**DPO["loss_options"], "mask": "sampled"})
+    assert len(run.losses) == 10 and run.losses.isfinite().all()
+    assert all(0 < value < 100 for value in run.scalars("sparsity_reward_chosen"))
+
+
+def test_the_oracle_reward_may_be_negative(train, tiny):
+    options = {**DPO["loss_options"], "mask": "oracle_reward", "oracle": str(tiny / "other"), "scale": 5.0}
+    run = train(loss="weighted_dpo", loss_options=options)
+    assert len(run.losses) == 10 and run.losses.isfinite().all()
+    assert run.scalars("sparsity_reward_chosen") == [0.0] * 10
 
 
 def test_the_selected_mask_reads_its_oracle(train, tiny):

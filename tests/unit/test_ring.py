@@ -26,6 +26,8 @@ SECTIONS = {
     "activation": {"mask": "activation"},
     "activation, no rescaling": {"mask": "activation", "rescale": "none"},
     "random": {"mask": "random"},
+    "confpo": {"loss": "confpo"},
+    "wpo": {"loss": "wpo"},
     "adpo": {"loss": "adpo"},
     "adpo, segments": {"loss": "adpo", "segments": 2},
 }
@@ -55,8 +57,9 @@ def compute(section: dict, lens: list, rank: int | None) -> dict[str, Tensor]:
     for parameter in learned.values():
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=g, dtype=torch.float64)
     rows = tokens.rows
-    features = ReferenceFeatures(layers[:, rows], sites[:, rows], layers[-1, rows])
-    stats = token_statistics((row @ matrix)[rows], head, layers[-1, rows], ref_head, tokens.labels)
+    stats = token_statistics((row @ matrix)[rows], head, layers[-1, rows], ref_head, tokens.labels, collision=True)
+    of_reference = layers[:, rows], sites[:, rows], layers[-1, rows]
+    features = ReferenceFeatures(*of_reference, policy_logps=stats.policy_logps.detach())
     pair: MaskPair | None = None if masks is None else masks(features, tokens)
     out = config.build_objective()(stats, pair, tokens)
     nll = -tokens.mean(stats.policy_logps)[: tokens.num_pairs].mean()

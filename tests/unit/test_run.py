@@ -30,6 +30,9 @@ METHODS = {
     "simpo": {},
     "d2po": {"gamma": 0.7},
     "sepo": {"oracle": "oracle", "k": 0.5},
+    "confpo": {},
+    "selective": {},
+    "wpo": {},
 }
 
 
@@ -104,7 +107,7 @@ def test_every_loss(leave, loss, tokenizer, models_folder):
         part = table.of(side)
         logps, reference_logps, kl = expected(policy, reference, tokenizer, words)
         torch.testing.assert_close(part.logps, logps, atol=1e-5, rtol=1e-5)
-        if loss == "simpo":
+        if loss in ("simpo", "confpo"):
             assert part.reference_logps is part.log_ratio is part.kl is None
         else:
             torch.testing.assert_close(part.reference_logps, reference_logps, atol=1e-5, rtol=1e-5)
@@ -118,7 +121,9 @@ def advantage(loss, part, chosen):
     """a_t of each method from the columns of the table."""
     if loss == "sparsepo":
         return part.mask_reward * part.log_ratio + part.mask_kl * part.kl
-    if loss in ("d2po", "sepo"):
+    if loss == "selective":
+        return part.mask_reward * part.log_ratio
+    if loss in ("d2po", "sepo", "confpo"):
         scaled = part.mask_reward * (part.log_ratio if loss == "d2po" else part.logps / part.mask_reward.sum())
         return scaled
     if loss == "simpo":
