@@ -5,6 +5,7 @@ Weights are means of a few float64 numbers: 1e-12.
 
 import random
 import re
+from itertools import pairwise
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -106,7 +107,7 @@ def test_weights_of_tokens_come_back_from_their_spans(tokenizer, response):
         same = [weight for other, weight in zip(offsets, weights, strict=True) if other == offset]
         overlaps = [other for other in offsets if other != offset and other[0] < offset[1] and offset[0] < other[1]]
         assert overlaps or found[offset] == pytest.approx(sum(same) / len(same), abs=1e-12)
-    assert all(before["end"] <= after["start"] for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before["end"] <= after["start"] for before, after in pairwise(spans))
     read_spans(spans, response)
 
 
@@ -211,9 +212,7 @@ def test_what_is_refused(case):
 
 def test_what_is_read():
     """Whole numbers that Arrow has made floats, and null where it has put a key, are as they were."""
-    given = [
-        {"start": 0.0, "end": 2.0, "weight": 1, "text": None},
-        {"start": 2, "end": 5, "weight": -2, "text": " cd"},
-    ]
+    whole = {"start": 0.0, "end": 2.0, "weight": 1, "text": None}
+    given = [whole, {"start": 2, "end": 5, "weight": -2, "text": " cd"}]
     assert read_spans(given, "ab cd", signed=True) == [(0, 2, 1.0), (2, 5, -2.0)]
     assert read_spans(None, "ab") == read_spans([], "ab") == []
