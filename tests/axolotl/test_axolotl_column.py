@@ -4,6 +4,7 @@ import json
 
 import pytest
 from axolotl_runs import LORA
+
 from sparsepo_plugin import load_run
 from sparsepo_plugin.record import read_metrics
 
