@@ -7,7 +7,7 @@ tests/invariant: other shapes add in another order.
 import json
 
 import pytest
-from host_runs import DPO, ONES, difference, merge
+from host_runs import DPO, ONES, difference, difference_of_weights, merge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from weighed_pairs import COLUMN, plain_loss, word_weights, write_weighed
 
@@ -80,13 +80,18 @@ LAYOUTS = {
     "packed": {"ds": {"packing_samples": True}, "sparsepo": {"share_prefix": False}},
     "padded, its prefixes twice": {"sparsepo": {"share_prefix": False}},
     "packed, its prefixes once": {"ds": {"packing_samples": True}, "sparsepo": {"share_prefix": True}},
-    "accumulation": {"train": {"micro_batch_size": 2}},
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_layout_changes_nothing(layout, weighing):
     assert_equal(weighing(**LAYOUTS[layout]), weighing())
+
+
+def test_accumulation_changes_nothing(weighing):
+    """Of a step OpenRLHF logs the last micro-batch's loss."""
+    apart = difference_of_weights(weighing(train={"micro_batch_size": 2}), weighing())
+    assert apart < WEIGHTS
 
 
 def test_two_packed_processes_under_zero_3(weighing):
