@@ -100,7 +100,7 @@ def _read_span(value: Any, name: str, response: str, signed: bool) -> Span:
 
 def _whole(value: Any, what: str) -> int:
     # Arrow turns the whole numbers of a column into floats where one of them is.
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1 or abs(value) > 2**53:
         raise SparsePOError(f"{what} {shown(value)}, a whole number is needed")
     return int(value)
 

@@ -82,6 +82,21 @@ def test_what_a_run_has(column, score, folder):
         assert max(span["end"] - span["start"] for span in zeros) > 6, "neighbours of equal weight are one span"
 
 
+def test_a_frozen_mask_weighs_as_it_did(score, folder):
+    """What `mask: column` reads of a learned mask's weights is that mask, but for the end of the sequence."""
+    finished_run(folder / "column", "weighted_dpo", {"mask": "column", "end": 0.25})
+    learned, column = (load_run(folder / name, device="cpu") for name in ("sparsepo", "column"))
+    for row in score("sparsepo", "--to-column", "mask_reward"):
+        pair = [row[key] for key in ("prompt", *SIDES)]
+        spans = {f"{side}_weights": row[f"{side}_weights"] for side in SIDES}
+        expected, read = learned.tokens(*pair).mask_reward, column.tokens(*pair, **spans)
+        for side in SIDES:
+            own = [place for place, name in enumerate(read.response) if name == side]
+            inside = [place for place in own if "</s>" not in read.text[place]]
+            assert torch.equal(read.mask_reward[inside[:-1]], expected[inside[:-1]]) and len(inside) > 9
+            assert read.mask_reward[own[-1]] == 0.25
+
+
 @torch.no_grad()
 def logps(name, pair, side):
     """log-probabilities of the response rows of a plain model, [n + 1, V], its token ids and their texts."""
