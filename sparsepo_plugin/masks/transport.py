@@ -1,9 +1,10 @@
 """What an optimal transport between the two responses moves, the weight of OTPO."""
 
 import math
+from typing import Annotated
 
 import torch
-from pydantic import PositiveFloat
+from pydantic import Field
 from torch import Tensor
 
 from ..errors import SparsePOError
@@ -13,6 +14,8 @@ from ..tokens import ResponseTokens
 from .base import TokenMask
 
 _PRECISE = 1e-8  # of the plan's potentials, in nats
+_MOST = 1000  # iterations, which no plan that is spread needs; the release's limit
+Weight = Annotated[float, Field(ge=1e-3, le=1e3)]
 
 
 @MASKS.register("transport")
@@ -34,11 +37,11 @@ class TransportMask(TokenMask):
     zeros_have_gradient = False
     causal = False  # both whole responses
 
-    def __init__(self, *, reg: PositiveFloat = 1.0, reg_m: PositiveFloat = 0.2) -> None:
+    def __init__(self, *, reg: Weight = 1.0, reg_m: Weight = 0.2) -> None:
         super().__init__()
         self.reg, self.power = reg, reg_m / (reg_m + reg)
         # Each iteration brings the potentials nearer by the square of this power, whatever the states are.
-        self.iterations = math.ceil(math.log(_PRECISE) / math.log(self.power**2))
+        self.iterations = min(math.ceil(math.log(_PRECISE) / (2 * math.log(self.power))), _MOST)
 
     def forward(self, features: ReferenceFeatures, tokens: ResponseTokens) -> Tensor:
         """Weights of the batch's response tokens. float32 [N] (float64 for float64 states).
