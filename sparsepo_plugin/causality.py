@@ -59,7 +59,9 @@ def _weights(
     if follows:  # of a policy that is still this model
         request = request._replace(needs=request.needs | {"logps"})
     features = read_frozen(tokens, request, run(model), run(oracle))
-    return masks(replace(features, policy_logps=features.logps if follows else None), tokens), tokens.position
+    if follows:
+        features = replace(features, policy_logps=features.logps, policy_hidden=features.last_hidden)
+    return masks(features, tokens), tokens.position
 
 
 def _replace(ids: Tensor, start: int, vocabulary: int) -> Tensor:

@@ -11,6 +11,7 @@ from .errors import SparsePOError, shown
 from .objectives import Objective
 from .options import STRICT, construct, options_of, parameters, read_mapping, validate, within
 from .projection import BUDGETS, is_budget
+from .reference import OF_POLICY
 from .registry import MASKS, OBJECTIVES, Registry
 from .spans import WeightColumn
 
@@ -179,7 +180,7 @@ class LossConfig(MaskedKeys):
     @property
     def uses_reference(self) -> bool:
         """Whether the objective or a mask reads a reference model at all."""
-        return objective_class(self.loss).needs_reference or bool(self.needs - {"policy_logps"})
+        return objective_class(self.loss).needs_reference or bool(self.needs - OF_POLICY)
 
     @property
     def oracle(self) -> str | None:

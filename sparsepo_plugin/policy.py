@@ -123,10 +123,12 @@ class MaskedPolicy(nn.Module):
         masks = None if follows else self._weigh(features, tokens)
         skips = not full_statistics and masks is not None and not self.masks.need_all_tokens
         kept = masks.any(0).nonzero().squeeze(-1) if skips else slice(None)
-        head = vocabulary_head(self.policy)
+        head, seen = vocabulary_head(self.policy), None
 
         def serve(hidden: Tensor) -> Tensor:
+            nonlocal seen
             rows = hidden.reshape(-1, hidden.shape[-1])[tokens.rows[kept]]
+            seen = rows.detach() if "policy_hidden" in self.request.needs else None
             reference_rows = features.last_hidden[kept] if self.needs_reference else None
             statistics = self._statistics(head, rows, reference_rows, tokens.labels[kept])
             if not skips:
@@ -136,7 +138,7 @@ class MaskedPolicy(nn.Module):
         with replaced_forward(head, serve):
             output = self.run_policy(*args, **inputs)
         if follows:
-            masks = self._weigh(self._after(features, output.logits.detach()), tokens)
+            masks = self._weigh(self._after(features, output.logits.detach(), seen), tokens)
         return PolicyOutput(statistics=output.logits, masks=masks, aux_loss=getattr(output, "aux_loss", None))
 
     def named(self, statistics: Tensor) -> TokenStatistics | CollisionStatistics:
@@ -160,11 +162,11 @@ class MaskedPolicy(nn.Module):
     def _weigh(self, features: ReferenceFeatures, tokens: ResponseTokens) -> Tensor | None:
         return torch.stack(self.masks(features, tokens)) if self.masks else None
 
-    def _after(self, features: ReferenceFeatures, statistics: Tensor) -> ReferenceFeatures:
-        """The features with the policy's log-probabilities, and with the reference's where these came with them."""
+    def _after(self, features: ReferenceFeatures, statistics: Tensor, hidden: Tensor | None) -> ReferenceFeatures:
+        """The features with those of the policy, and with the reference's log-probabilities where these came too."""
         # From the same chunks: where the two models are equal, so are these numbers, to the last bit.
         logps = statistics[1] if self.needs_reference else features.logps
-        return replace(features, policy_logps=statistics[0], logps=logps)
+        return replace(features, policy_logps=statistics[0], policy_hidden=hidden, logps=logps)
 
     def _statistics(self, head: nn.Linear, rows: Tensor, reference_rows: Tensor | None, labels: Tensor) -> Tensor:
         weight, bias = None, None

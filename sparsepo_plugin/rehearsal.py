@@ -69,6 +69,7 @@ def _features(masks: Masks, hidden_size: int, num_layers: int) -> ReferenceFeatu
     shapes = {
         "hidden_states": (num_layers if layers is None else len(layers), count, hidden_size),
         "activations": (num_layers * len(sites), count),
+        "policy_hidden": (count, hidden_size),
         **dict.fromkeys(_LOGPS, (count,)),
     }
     drawn = {name: torch.randn(shape) for name, shape in shapes.items() if name in needs}

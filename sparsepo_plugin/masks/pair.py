@@ -9,11 +9,11 @@ from torch.nn.parameter import is_lazy
 from ..config import FROM_RUN, LossConfig, mask_class, objective_class
 from ..errors import SparsePOError, naming_faults
 from ..options import construct, parameters
-from ..reference import FeatureRequest, ReferenceFeatures
+from ..reference import OF_POLICY, FeatureRequest, ReferenceFeatures
 from ..tokens import MaskPair, ResponseTokens
 from .base import TokenMask
 
-_FEATURES = ("hidden_states", "activations", "last_hidden", "logps", "oracle_logps", "policy_logps", "weights")
+_FEATURES = ("hidden_states", "activations", "last_hidden", "logps", "oracle_logps", *sorted(OF_POLICY), "weights")
 
 
 class Masks(nn.Module):
@@ -50,8 +50,8 @@ class Masks(nn.Module):
 
     @property
     def follow_policy(self) -> bool:
-        """Whether either mask reads the policy's own log-probabilities, and so comes after its forward."""
-        return "policy_logps" in self.request.needs
+        """Whether either mask reads the policy itself, and so comes after its forward."""
+        return bool(self.request.needs & OF_POLICY)
 
     @property
     def need_all_tokens(self) -> bool:

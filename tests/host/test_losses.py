@@ -73,7 +73,9 @@ def test_every_method_takes_steps_of_its_own(train, method):
 
 
 @pytest.mark.parametrize(
-    "mask", [{"mask": "length", "alpha": 0.3}, {"mask": "oracle_reward", "scale": 0.2}], ids=lambda mask: mask["mask"]
+    "mask",
+    [{"mask": "length", "alpha": 0.3}, {"mask": "oracle_reward", "scale": 0.2}, {"mask": "transport"}],
+    ids=lambda mask: mask["mask"],
 )
 def test_masks_that_make_a_method_of_their_own(mask, train, method, tiny):
     """Ten steps of DPO's body with them, which are not DPO's."""

@@ -158,6 +158,12 @@ def test_no_reference_is_loaded_where_none_is_read(make, capfd):
     assert trainer.args.precompute_ref_log_probs is False
 
 
+def test_the_transport_mask_weighs_both_responses_alike(train):
+    run = train(loss="weighted_dpo", loss_options={**DPO["loss_options"], "mask": "transport"})
+    assert len(run.losses) == 10 and run.losses.isfinite().all()
+    assert all(0 < value <= 1 for value in run.scalars("mask_reward_mean_chosen"))
+
+
 def test_as_many_tokens_are_sampled_of_both_responses(train):
     run = train(loss="weighted_dpo", loss_options={**DPO["loss_options"], "mask": "sampled"})
     assert len(run.losses) == 10 and run.losses.isfinite().all()

@@ -79,6 +79,7 @@ def test_ours_are_causal(section):
         {"mask": "selected", "oracle": "a"},
         {"mask": "oracle_reward", "oracle": "a"},
         {"mask": "confidence"},
+        {"mask": "transport"},
     ],
     ids=lambda section: section["mask"],
 )

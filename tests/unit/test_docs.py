@@ -17,6 +17,7 @@ from sparsepo_plugin import MASKS, OBJECTIVES, LossConfig, MaskedPolicy, Referen
 from sparsepo_plugin.config import FROM_RUN, mask_class, objective_class
 from sparsepo_plugin.masks import build_masks
 from sparsepo_plugin.options import options_of
+from sparsepo_plugin.reference import OF_POLICY
 
 ROOT = Path(__file__).parents[2]
 README, EXTENDING, METHODS, PAIRS = (
@@ -174,7 +175,7 @@ def test_the_table_of_methods(loss):
     assert rows
     for row in rows:
         of_mask = mask_class(objective.mask, "mask").needs if objective.mask else frozenset()
-        reads = objective.needs_reference or bool(of_mask - {"policy_logps"})
+        reads = objective.needs_reference or bool(of_mask - OF_POLICY)
         assert row[4].strip().startswith("yes" if reads else "no"), row
         assert row[5].strip().startswith("yes" if objective.expectation else "no"), row
     if objective.chooses_mask:

@@ -58,6 +58,16 @@ def test_it_sees_the_numbers_of_the_loss_without_their_gradient():
     assert seen.policy_logps.dtype == torch.float32
 
 
+def test_it_sees_the_rows_that_reach_the_head(monkeypatch):
+    monkeypatch.setattr(Likely, "needs", frozenset({"policy_logps", "policy_hidden"}))
+    policy = decoder("llama").train()
+    output, step, _ = take(policy=policy)
+    (seen,) = step.masks.reward.seen
+    assert not seen.policy_hidden.requires_grad
+    logps = policy.lm_head(seen.policy_hidden).log_softmax(-1).gather(1, PAIRS.tokens.labels[:, None])[:, 0]
+    torch.testing.assert_close(logps, output.statistics.policy_logps, atol=1e-6, rtol=1e-6)
+
+
 def test_gradients_are_those_of_constant_weights():
     """Whole logits of both models; the weights are numbers."""
     output, _, gradients = take()

@@ -97,6 +97,7 @@ def test_sliding_window(window):
         ("confpo", {}),
         ("selective", {}),
         ("wpo", {}),
+        ("weighted_dpo", {"mask": "transport"}),
     ],
 )
 def test_losses_and_masks(loss, section):
