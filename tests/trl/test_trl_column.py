@@ -69,11 +69,12 @@ def test_the_layout_changes_nothing(layout, weighing):
     assert loss < LOSS and weights < WEIGHTS
 
 
-def test_two_processes_under_zero_3_equal_one(launch, weighing, pairs):
+def test_two_processes_under_zero_3_equal_one(launch, train, pairs):
     given = {"deepspeed": zero(3), "use_cpu": False, "per_device_train_batch_size": 4}
-    two = launch(pairs=str(pairs["bare"]), other=True, num_train_epochs=10, loss_options=COLUMN, **given)
+    run = {"pairs": str(pairs["bare"]), "num_train_epochs": 10, "loss_options": COLUMN}
+    two = launch(**run, **given)
     assert two.code == 0, two.output[-4000:]
-    loss, weights = difference(two, weighing())
+    loss, weights = difference(two, train(**run))
     assert loss < LOSS and weights < WEIGHTS
 
 
