@@ -52,6 +52,7 @@ def _weights(
     input_ids = pad_sequence(sequences, batch_first=True)
     attention_mask = pad_sequence([torch.ones_like(ids) for ids in sequences], batch_first=True)
     tokens = ResponseTokens.from_padded(input_ids, attention_mask, prompt_lens)
+    tokens = replace(tokens, weights=torch.ones(len(tokens.labels)))  # what the data say changes with no token
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     run = lambda asked: None if asked is None else Runner(asked, partial(asked, **inputs))  # noqa: E731
     request, follows = masks.request, masks.follow_policy

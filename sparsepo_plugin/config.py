@@ -13,6 +13,7 @@ from .options import STRICT, construct, options_of, parameters, read_mapping, va
 from .projection import BUDGETS, is_budget
 from .reference import OF_POLICY
 from .registry import MASKS, OBJECTIVES, Registry
+from .spans import WeightColumn
 
 # Constructor parameters of a mask that the run gives; all others are options of the YAML.
 FROM_RUN = ("hidden_size", "num_layers", "seed")
@@ -173,8 +174,8 @@ class LossConfig(MaskedKeys):
 
     @property
     def needs(self) -> frozenset[str]:
-        """All that the masks' classes may read."""
-        return frozenset().union(*(MASKS.get(mask.mask).needs for mask in self.masks.values()))
+        """All that the masks' classes may read of models."""
+        return frozenset().union(*(MASKS.get(mask.mask).needs for mask in self.masks.values())) - {"weights"}
 
     @property
     def uses_reference(self) -> bool:
@@ -192,6 +193,19 @@ class LossConfig(MaskedKeys):
         if len(named) > 1:
             raise SparsePOError(f"{self.section}.oracle: one oracle serves both masks, not {' and '.join(named)}")
         return next(iter(named), None)
+
+    @property
+    def column(self) -> WeightColumn | None:
+        """How masks read the weights that the data bring; None where no mask does.
+
+        Raises:
+            SparsePOError: they read them in two ways.
+        """
+        given = [mask.options for mask in self.masks.values() if "weights" in MASKS.get(mask.mask).needs]
+        read = [WeightColumn(**{key: own[key] for key in WeightColumn._fields if key in own}) for own in given]
+        if apart := [key for key in WeightColumn._fields if len({getattr(each, key) for each in read}) > 1]:
+            raise SparsePOError(f"{self.section}: one column serves both masks, which differ in {', '.join(apart)}")
+        return read[0] if read else None
 
     def build_objective(self) -> Objective:
         """The objective with its options.

@@ -58,6 +58,7 @@ def _tokens() -> ResponseTokens:
         sequence=torch.arange(len(lengths)).repeat_interleave(lengths),
         position=torch.cat([torch.arange(length) for length in _LENGTHS]),
         num_pairs=len(_LENGTHS) // 2,
+        weights=torch.ones(count),
     )
 
 

@@ -5,9 +5,8 @@ the response as it stands in the file, for messages of the last message's conten
 """
 
 import math
-import os.path
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
@@ -61,7 +60,7 @@ def read_spans(value: Any, response: str, signed: bool = False) -> list[Span]:
         SparsePOError: they are no spans of that text; the line names the first wrong one, counted from 1.
     """
     if value is not None and not isinstance(value, list | tuple):
-        raise SparsePOError(f"{_kind(value)}, a list of spans such as {SHAPE} is needed")
+        raise SparsePOError(f"{_kind(value)} is no list of spans such as {SHAPE}")
     spans: list[Span] = []
     for number, each in enumerate(value or [], start=1):
         span = _read_span(each, f"span {number}", response, signed)
@@ -101,7 +100,7 @@ def _read_span(value: Any, name: str, response: str, signed: bool) -> Span:
 
 def _whole(value: Any, what: str) -> int:
     # Arrow turns the whole numbers of a column into floats where one of them is.
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1 or abs(value) > 2**53:
         raise SparsePOError(f"{what} {shown(value)}, a whole number is needed")
     return int(value)
 
@@ -178,6 +177,30 @@ def weigh_tokens(
     ]
 
 
+def offsets_of_tokens(
+    tokenizer: Any, text: str, base: int, response: str, special_tokens: bool = False
+) -> list[tuple[int, int]]:
+    """Characters of a response, as it stands in the file, that each token of a sequence stands for.
+
+    Half-open; (0, 0) for tokens of what is around the response.
+
+    Args:
+        tokenizer: As for `weigh_tokens`, and so are the others.
+        text: Of the sequence.
+        base: Where in it the prompt ends.
+        response: That is looked for.
+        special_tokens: Whether the tokenizer adds its special tokens.
+
+    Raises:
+        SparsePOError: the tokenizer is a slow one, or the text does not have the response.
+    """
+    refuse_slow(tokenizer)
+    encoded = tokenizer(text, add_special_tokens=special_tokens, return_offsets_mapping=True)
+    place = _place(text, base, response, tokenizer.eos_token)
+    clipped = [(max(start, place.start), min(end, place.stop)) for start, end in encoded["offset_mapping"]]
+    return [(start - place.zero, end - place.zero) if start < end else (0, 0) for start, end in clipped]
+
+
 def refuse_slow(tokenizer: Any) -> None:
     """Refuse a tokenizer that does not know which characters its tokens stand for.
 
@@ -186,8 +209,14 @@ def refuse_slow(tokenizer: Any) -> None:
     """
     if not getattr(tokenizer, "is_fast", False):
         raise SparsePOError(
-            f"mask 'column' needs a fast tokenizer, {type(tokenizer).__name__} does not know the characters of its tokens"
+            f"mask 'column' needs a fast tokenizer, one that knows the characters of its tokens; "
+            f"{type(tokenizer).__name__} is a slow one"
         )
+
+
+def holds(text: str, response: str) -> bool:
+    """Whether a text has a response, white space at its ends aside."""
+    return response.strip() in text
 
 
 class _Place(NamedTuple):
@@ -205,8 +234,9 @@ def _place(text: str, base: int, response: str, end: str | None) -> _Place:
     if found < 0:
         raise SparsePOError("the text that the tokenizer is given does not have the response as it stands in the file")
     zero = found - lead
-    kept = os.path.commonprefix([text[found:], response[lead:]])
-    if end and kept.endswith(end):  # a response that brings its end-of-sequence token
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(text[found:], response[lead:], strict=False))
+    kept = "".join(character for character, _ in alike)
+    if end:  # a response may bring its end-of-sequence token
         kept = kept.removesuffix(end)
     has_lead = zero >= base and text.startswith(response[:lead], zero)
     return _Place(zero, zero if has_lead else found, found + len(kept))

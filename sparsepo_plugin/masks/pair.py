@@ -13,7 +13,7 @@ from ..reference import OF_POLICY, FeatureRequest, ReferenceFeatures
 from ..tokens import MaskPair, ResponseTokens
 from .base import TokenMask
 
-_FEATURES = ("hidden_states", "activations", "last_hidden", "logps", "oracle_logps", *sorted(OF_POLICY))
+_FEATURES = ("hidden_states", "activations", "last_hidden", "logps", "oracle_logps", *sorted(OF_POLICY), "weights")
 
 
 class Masks(nn.Module):

@@ -50,9 +50,13 @@ class ADPO(Objective):
         rewards = self.beta * parts.sum(advantage)
         losses = preference_loss(rewards, self.label_smoothing).view(tokens.num_pairs, most)
         real = torch.arange(most, device=losses.device) < number[:, None]
-        output = self.output(rewards.view(tokens.num_sequences, most).sum(-1), advantage=advantage)
-        output.loss = torch.where(real, losses, 0.0).sum(-1).mean()
-        return output
+        chosen_rewards, rejected_rewards = rewards.detach().view(tokens.num_sequences, most).sum(-1).chunk(2)
+        return ObjectiveOutput(
+            loss=torch.where(real, losses, 0.0).sum(-1).mean(),
+            chosen_rewards=chosen_rewards,
+            rejected_rewards=rejected_rewards,
+            advantage=advantage.detach(),
+        )
 
     def _segments(self, tokens: ResponseTokens) -> tuple[Tensor, Tensor]:
         """Segment of each token, int64 [N], and how many each pair has, int64 [P]."""

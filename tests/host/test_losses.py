@@ -13,6 +13,7 @@ from sparsepo_plugin.cli import app
 
 LOSS, WEIGHTS = 1e-5, 1e-5
 LOSSES = ("dpo", "tdpo", "dpop", "simpo", "d2po", "sepo", "weighted_dpo", "confpo", "selective", "wpo")
+LOSSES += ("ln_dpo", "adpo", "alphapo")
 OWN_SCALE = {"beta": None}  # of the base configuration, for losses whose scale is in their own section
 SELECTED = {"mask": "selected", "shared": False, "oracle": "a"}
 LORA = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
@@ -33,10 +34,13 @@ def method(tiny):
         "confpo": {"beta": 2.5, "gamma": 0.3},
         "selective": {},
         "wpo": {},
+        "ln_dpo": {"beta": 3},
+        "adpo": {"segments": 3},
+        "alphapo": {"beta": 1.5, "gamma": 0.3, "alpha": 0.2},
     }
 
     def method(loss: str, **over) -> dict:
-        scale = {"model": OWN_SCALE} if loss in ("simpo", "sepo", "confpo") else {}
+        scale = {"model": OWN_SCALE} if loss in ("simpo", "sepo", "confpo", "ln_dpo", "alphapo") else {}
         return merge({"loss": loss, "sparsepo": None, loss: sections[loss], **scale}, over)
 
     return method
@@ -61,7 +65,10 @@ def test_two_packed_processes_under_zero_3_equal_one_padded(loss, train, method)
 
 def test_every_method_takes_steps_of_its_own(train, method):
     """The equalities above would hold too if all names led to one loss."""
-    last = {loss: train(**method(loss)).losses[-1].item() for loss in LOSSES}
+    runs = {loss: train(**method(loss)).losses for loss in LOSSES}
+    runs["diff"] = train(**method("weighted_dpo", weighted_dpo={"mask": "diff", "outside": 0.2})).losses
+    assert all(len(run) == 10 and run.isfinite().all() for run in runs.values())
+    last = {loss: run[-1].item() for loss, run in runs.items()}
     assert len({round(value, 4) for value in last.values()}) == len(last), last
 
 
