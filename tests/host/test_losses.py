@@ -96,6 +96,9 @@ def test_what_is_logged(train, method):
     assert first == 0 < last
     selected = [100 - share for share in train(**method("sepo")).scalars("train/sparsity_reward_rejected")]
     assert all(20 < share <= 45 for share in selected)  # 0.4 of each response, rounded down, one token at least
+    # All tokens are equal as long as the policy is its reference: the first step of the warm-up changes nothing.
+    first, second, *later = train(**method("selective")).scalars("train/sparsity_reward_chosen")
+    assert first == second == 0 and all(30 < share < 70 for share in later)
     with pytest.raises(KeyError):
         train(**method("simpo")).scalars("train/token_kl_chosen")
 
