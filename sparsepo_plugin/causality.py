@@ -1,5 +1,6 @@
 """Whether a mask sees only what comes before a token: asked by changing what comes after."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -51,9 +52,16 @@ def _weights(
     input_ids = pad_sequence(sequences, batch_first=True)
     attention_mask = pad_sequence([torch.ones_like(ids) for ids in sequences], batch_first=True)
     tokens = ResponseTokens.from_padded(input_ids, attention_mask, prompt_lens)
+    tokens = replace(tokens, weights=torch.ones(len(tokens.labels)))  # what the data say changes with no token
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     run = lambda asked: None if asked is None else Runner(asked, partial(asked, **inputs))  # noqa: E731
-    return masks(read_frozen(tokens, masks.request, run(model), run(oracle)), tokens), tokens.position
+    request, follows = masks.request, masks.follow_policy
+    if follows:  # of a policy that is still this model
+        request = request._replace(needs=request.needs | {"logps"})
+    features = read_frozen(tokens, request, run(model), run(oracle))
+    if follows:
+        features = replace(features, policy_logps=features.logps, policy_hidden=features.last_hidden)
+    return masks(features, tokens), tokens.position
 
 
 def _replace(ids: Tensor, start: int, vocabulary: int) -> Tensor:

@@ -159,17 +159,42 @@ app.command()(data)
 
 @app.command()
 def score(
-    run: RunFolder,
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="The output folder of a finished run; with --reference any model's name."),
+    ],
     pairs: PairsFile,
-    output: Annotated[Path, typer.Option("-o", "--output", help="JSON lines, one a token.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="JSON lines, one a token, or one a pair.")],
+    reference: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="To compare with, in place of the run's own reference.")
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(
+            "--to-column",
+            metavar="NAME",
+            help="Write the pairs again, with this number as weights for mask: column; or tis or cdpo, made of it.",
+        ),
+    ] = None,
+    transform: Annotated[
+        str | None,
+        typer.Option(help="What makes weights of scores with tis: rank_based, threshold_and_scale or origin."),
+    ] = None,
     count: Annotated[int | None, typer.Option("-n", help="The first so many pairs; all without it.")] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Write every number of every response token of pairs: log-ratio, KL, masks, advantage."""
+    """Write every number of every response token of pairs: log-ratio, KL, masks, advantage; or one as weights."""
     with one_line_errors():
+        if column is not None:
+            from .analysis.columns import to_column
+
+            to_column(run, pairs, output, column, reference, transform, count, allow_code)
+            return
+        if transform is not None:
+            raise SparsePOError("--transform has no effect without --to-column tis")
         from .analysis.score import score
 
-        score(run, pairs, output, count, allow_code)
+        score(run, pairs, output, reference, count, allow_code)
 
 
 @app.command()

@@ -11,7 +11,9 @@ from .errors import SparsePOError, shown
 from .objectives import Objective
 from .options import STRICT, construct, options_of, parameters, read_mapping, validate, within
 from .projection import BUDGETS, is_budget
+from .reference import OF_POLICY
 from .registry import MASKS, OBJECTIVES, Registry
+from .spans import WeightColumn
 
 # Constructor parameters of a mask that the run gives; all others are options of the YAML.
 FROM_RUN = ("hidden_size", "num_layers", "seed")
@@ -72,7 +74,13 @@ class MaskedKeys(StepKeys):
 
 
 class ChosenMaskKeys(MaskedKeys):
-    """Keys of losses whose masks the YAML chooses; the options of the mask stand beside them."""
+    """Keys of losses whose mask the YAML chooses; its options stand beside them."""
+
+    mask: str = Field(description="registered name, or `package.module:ClassName`")
+
+
+class MaskPairKeys(ChosenMaskKeys):
+    """Keys of losses that weigh the KL too, by the same mask or by one of its own."""
 
     mask: str = Field("learned", description="registered name, or `package.module:ClassName`")
     shared: bool | None = Field(
@@ -167,12 +175,12 @@ class LossConfig(MaskedKeys):
     @property
     def needs(self) -> frozenset[str]:
         """All that the masks' classes may read of models."""
-        return frozenset().union(*(MASKS.get(mask.mask).needs for mask in self.masks.values()))
+        return frozenset().union(*(MASKS.get(mask.mask).needs for mask in self.masks.values())) - {"weights"}
 
     @property
     def uses_reference(self) -> bool:
         """Whether the objective or a mask reads a reference model at all."""
-        return objective_class(self.loss).needs_reference or bool(self.needs)
+        return objective_class(self.loss).needs_reference or bool(self.needs - OF_POLICY)
 
     @property
     def oracle(self) -> str | None:
@@ -185,6 +193,19 @@ class LossConfig(MaskedKeys):
         if len(named) > 1:
             raise SparsePOError(f"{self.section}.oracle: one oracle serves both masks, not {' and '.join(named)}")
         return next(iter(named), None)
+
+    @property
+    def column(self) -> WeightColumn | None:
+        """How masks read the weights that the data bring; None where no mask does.
+
+        Raises:
+            SparsePOError: they read them in two ways.
+        """
+        given = [mask.options for mask in self.masks.values() if "weights" in MASKS.get(mask.mask).needs]
+        read = [WeightColumn(**{key: own[key] for key in WeightColumn._fields if key in own}) for own in given]
+        if apart := [key for key in WeightColumn._fields if len({getattr(each, key) for each in read}) > 1]:
+            raise SparsePOError(f"{self.section}: one column serves both masks, which differ in {', '.join(apart)}")
+        return read[0] if read else None
 
     def build_objective(self) -> Objective:
         """The objective with its options.
@@ -211,7 +232,9 @@ def section_name(loss: str) -> str:
 
 def section_keys(objective: type[Objective]) -> type[StepKeys]:
     """The keys of a loss's section beside the options of its objective and mask."""
-    return ChosenMaskKeys if objective.chooses_mask else MaskedKeys if objective.mask else StepKeys
+    if objective.chooses_mask:
+        return MaskPairKeys if objective.reads_kl_mask else ChosenMaskKeys
+    return MaskedKeys if objective.mask else StepKeys
 
 
 def objective_class(name: str) -> type[Objective]:
@@ -260,7 +283,7 @@ def _mask_of_section(objective: type[Objective], keys: StepKeys, where: str) -> 
     """The mask whose options stand in the section itself; None if there is none, or reward and KL name their own."""
     if not objective.chooses_mask:
         return objective.mask
-    if not ("mask" in keys.reward and "mask" in keys.kl):
+    if not all("mask" in getattr(keys, role, {}) for role in ("reward", "kl")):
         return keys.mask
     if "mask" in keys.model_fields_set:
         raise SparsePOError(f"{where}.mask has no effect: {where}.reward and {where}.kl name their own")

@@ -40,6 +40,40 @@ class TokenStatistics(NamedTuple):
     expected_log_ratio: Tensor | None = None
 
 
+class CollisionStatistics(NamedTuple):
+    """`TokenStatistics` with one more, for an objective that says that it needs it.
+
+    Attributes:
+        policy_logps: As there.
+        reference_logps: As there.
+        expected_log_ratio: As there.
+        log_collision: log Σ_v π(v)², how likely two draws of the policy are to agree, without gradient.
+    """
+
+    policy_logps: Tensor
+    reference_logps: Tensor | None = None
+    expected_log_ratio: Tensor | None = None
+    log_collision: Tensor | None = None
+
+
+def computed_statistics(reference: bool, expectation: Expectation | None, collision: bool) -> tuple[str, ...]:
+    """Names of the statistics that there are, in the order in which they are stacked.
+
+    Args:
+        reference: Whether there is a reference.
+        expectation: X, or None.
+        collision: Whether log Σ_v π(v)² is asked for.
+    """
+    optional = {"reference_logps": reference, "expected_log_ratio": expectation, "log_collision": collision}
+    return ("policy_logps", *(name for name, asked in optional.items() if asked))
+
+
+def name_statistics(stacked: Tensor, names: tuple[str, ...]) -> TokenStatistics | CollisionStatistics:
+    """Stacked statistics, [1 to 4, N], by the names of `computed_statistics`."""
+    kind = CollisionStatistics if "log_collision" in names else TokenStatistics
+    return kind(**dict(zip(names, stacked.unbind(0), strict=True)))
+
+
 def token_statistics(
     policy_hidden: Tensor,
     policy_weight: Tensor,
@@ -50,9 +84,10 @@ def token_statistics(
     policy_bias: Tensor | None = None,
     reference_bias: Tensor | None = None,
     expectation: Expectation | None = "reference",
+    collision: bool = False,
     chunk_size: int | None = None,
     logits_budget: int | str | None = None,
-) -> TokenStatistics:
+) -> TokenStatistics | CollisionStatistics:
     """Log-probabilities of `labels` and expected log-ratio (paper Eq. 8 and 13) of N response tokens.
 
     Logits are computed for one chunk of rows at a time. Those that `logits_budget` has room for are kept for the
@@ -71,12 +106,14 @@ def token_statistics(
         reference_bias: [V].
         expectation: The distribution X that the log-ratio is averaged under; None leaves e_t out, and with it the
             reference's part of the backward.
+        collision: Whether log Σ_v π(v)² is computed too.
         chunk_size: Rows at a time; chosen from V and free memory when None. The result does not depend on it.
         logits_budget: Bytes of logits to keep, with or without a unit (0, 256MB, 1.5GB), or a share of free memory
             (10%); by default as the device has it. The result does not depend on it.
 
     Returns:
-        [N] tensors, computed in float32 whatever the input dtype (float64 stays float64).
+        [N] tensors, computed in float32 whatever the input dtype (float64 stays float64); `CollisionStatistics` with
+        `collision`.
 
     Raises:
         SparsePOError: the shapes disagree, or `expectation`, `chunk_size` or `logits_budget` is out of range.
@@ -109,17 +146,20 @@ def token_statistics(
             reference_bias,
             labels,
             expectation,
+            collision,
             min(size, max(rows, 1)),
             budget,
         )
-    return TokenStatistics(*statistics.unbind(0))
+    return name_statistics(statistics, computed_statistics(reference_hidden is not None, expectation, collision))
 
 
 class _TokenStatistics(torch.autograd.Function):
-    """Stacked statistics, [1 to 3, N]. One output, because DeepSpeed's backward hooks then see one gradient."""
+    """Stacked statistics, [1 to 4, N]. One output, because DeepSpeed's backward hooks then see one gradient."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels, expectation, chunk_size, budget):
+    def forward(
+        ctx, hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels, expectation, collision, chunk_size, budget
+    ):
         dtype = _accurate(hidden, weight, ref_hidden, ref_weight)
         chunks = chunks_of(len(labels), chunk_size)
         models = _models(Rows(hidden, weight, bias), Rows(ref_hidden, ref_weight, ref_bias), dtype, chunks)
@@ -128,16 +168,16 @@ class _TokenStatistics(torch.autograd.Function):
         # The reference's first: where reward and KL share a mask, the backward reads no others.
         for model in models[::-1] if expectation else models[:1]:
             room = model.keep(room)
-        rows = len(models) + (expectation is not None), len(labels)
-        statistics = torch.empty(rows, dtype=dtype, device=hidden.device)
+        names = computed_statistics(len(models) > 1, expectation, collision)
+        statistics = torch.empty(len(names), len(labels), dtype=dtype, device=hidden.device)
         summarise = _fused_summary if ctx.fuses else _summary
         for number, chunk in enumerate(chunks):
             values = _values(models, number, torch.log_softmax, ctx.fuses)
-            statistics[:, chunk] = summarise(*values, labels[chunk, None], expectation)
+            statistics[:, chunk] = summarise(*values, labels[chunk, None], expectation, collision)
         ctx.kept = [len(model.kept) for model in models]
         kept = [logits for model in models for logits in model.kept]
         inputs = hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels
-        ctx.save_for_backward(*inputs, statistics[-1].clone(), *kept)
+        ctx.save_for_backward(*inputs, statistics[2 if expectation else 0].clone(), *kept)
         return statistics
 
     @staticmethod
@@ -173,7 +213,7 @@ class _TokenStatistics(torch.autograd.Function):
             grad_hidden,
             grad_weight.to(weight.dtype) if wants_weight else None,
             grad_bias.to(bias.dtype) if wants_bias else None,
-            *[None] * 7,
+            *[None] * 8,
         )
 
 
@@ -203,13 +243,13 @@ def _with_coefficients(
 
     Args:
         models: Policy and, if there is one, reference.
-        grad: Of the statistics. [1 to 3, N].
+        grad: Of the statistics, of which log Σ_v π(v)² has none. [1 to 4, N].
         expectation: X, or None.
     """
     if expectation is None:
         return models[:1], -grad[:1]
     if expectation == "policy":
-        return models, grad[::2]
+        return models, grad[:3:2]
     coefficients = torch.stack([-(grad[0] + grad[2]), grad[2]])
     # One mask for log-ratio and e_t, a_t = m·(r_t − e_t), makes the two gradients opposite: no π is left.
     needed = _not_zero(coefficients) or [0]
@@ -220,24 +260,31 @@ def _not_zero(coefficients: Tensor) -> list[int]:
     return [row for row, not_zero in enumerate(coefficients.any(1).tolist()) if not_zero]
 
 
-def _summary(logps: Tensor, ref_logps: Tensor | None, labels: Tensor, expectation: Expectation | None) -> Tensor:
-    """Statistics [1 to 3, n] of a chunk's log-probabilities [n, V]; overwrites them.
+def _summary(
+    logps: Tensor, ref_logps: Tensor | None, labels: Tensor, expectation: Expectation | None, collision: bool
+) -> Tensor:
+    """Statistics [1 to 4, n] of a chunk's log-probabilities [n, V]; overwrites them.
 
     Args:
         logps: Of the policy.
         ref_logps: Of the reference, or None.
         labels: [n, 1].
         expectation: X, or None.
+        collision: Whether log Σ_v π(v)² is among them.
     """
     models = [logps] if ref_logps is None else [logps, ref_logps]
     statistics = [of_model.gather(1, labels).squeeze(1) for of_model in models]
+    last = []
+    if collision:
+        policy = logps.exp()
+        last = [torch.linalg.vecdot(policy, policy).log()]
     if expectation == "reference":
         log_ratio = logps.sub_(ref_logps)
         statistics.append(torch.linalg.vecdot(ref_logps.exp_(), log_ratio))
     elif expectation == "policy":
         log_ratio = torch.sub(logps, ref_logps, out=ref_logps)
         statistics.append(torch.linalg.vecdot(logps.exp_(), log_ratio))
-    return torch.stack(statistics)
+    return torch.stack(statistics + last)
 
 
 def _grad_logits(
@@ -285,11 +332,11 @@ def _normalise(expectation: Expectation | None) -> Callable[..., Tensor]:
 
 @fused
 def _fused_summary(
-    logits: Tensor, ref_logits: Tensor | None, labels: Tensor, expectation: Expectation | None
+    logits: Tensor, ref_logits: Tensor | None, labels: Tensor, expectation: Expectation | None, collision: bool
 ) -> Tensor:
     """`_summary` of logits."""
     ref_logps = None if ref_logits is None else ref_logits.log_softmax(1)
-    return _summary(logits.log_softmax(1), ref_logps, labels, expectation)
+    return _summary(logits.log_softmax(1), ref_logps, labels, expectation, collision)
 
 
 @fused

@@ -23,11 +23,12 @@ logger = logging.getLogger("sparsepo_plugin")
 
 PATIENCE = 10  # steps in a row that go wrong before it is no longer taken for bad luck
 
-# Name and source of each of the token statistics, in their order.
+# What messages call each of the token statistics, and its source.
 _STATISTICS = {
-    "log-probabilities of the policy": "policy",
-    "log-probabilities of the reference": "reference",
-    "token KL": "policy",
+    "policy_logps": ("log-probabilities of the policy", "policy"),
+    "reference_logps": ("log-probabilities of the reference", "reference"),
+    "expected_log_ratio": ("token KL", "policy"),
+    "log_collision": ("sums of squared probabilities of the policy", "policy"),
 }
 _SMALLER_STEPS = "a lower learning rate, of the policy or of its masks, or clipped gradients may help"
 
@@ -101,9 +102,8 @@ def terms_of_loss(
     """What a loss is computed from, in that order, and the loss."""
     count = tokens.num_pairs
     of_token, of_pair = tokens.sequence % count, torch.arange(count, device=result.loss.device)
-    for (name, source), values in zip(_STATISTICS.items(), stats, strict=True):
-        if values is not None:
-            yield Term(name, source, values, of_token)
+    for field in policy.computed:
+        yield Term(*_STATISTICS[field], getattr(stats, field), of_token)
     for role, _ in policy.masks.named_children() if masks else ():
         yield Term(f"weights of {policy.masks.names[role]}", role, getattr(masks, role), of_token)
     for key in policy.objective.regularises.values():
@@ -204,12 +204,12 @@ class GradientWatch:
         Args:
             number: The host's optimizer step.
             tokens: Index of the micro-batch's N tokens.
-            statistics: [1 to 3, N].
+            statistics: [1 to 4, N].
             masks: [2, N] or None.
         """
         if number != self._number:
             self._number, self._kept = number, []
-        watched = [(list(_STATISTICS), statistics)]
+        watched = [([_STATISTICS[field][0] for field in self.policy.computed], statistics)]
         if masks is not None:
             names = self.policy.masks.names
             watched.append(([f"weights of {names.get(role, names['reward'])}" for role in ("reward", "kl")], masks))
@@ -224,7 +224,7 @@ class GradientWatch:
         """The first of them that is not finite, though the loss is."""
         loss = self.policy.loss_config.loss
         for names, tokens, gradients in self._kept:
-            for name, values in zip(names, gradients, strict=False):  # a loss need not read all statistics
+            for name, values in zip(names, gradients, strict=True):
                 term = Term(f"gradient of the loss by {name}", "loss", values, tokens.sequence % tokens.num_pairs)
                 if not term.is_finite:
                     cause = Cause(f"the loss is finite: the gradient of loss {loss!r} itself is at fault")

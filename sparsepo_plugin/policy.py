@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypedDict
 
 import torch
@@ -9,7 +10,13 @@ from torch import Tensor, nn
 
 from .config import LossConfig
 from .decoder import disable_dropout, replaced_forward, vocabulary_head
-from .divergence import token_statistics
+from .divergence import (
+    CollisionStatistics,
+    TokenStatistics,
+    computed_statistics,
+    name_statistics,
+    token_statistics,
+)
 from .errors import SparsePOError
 from .masks import Masks, build_masks, refuse_idle_keys
 from .reference import FeatureRequest, ReferenceFeatures, Runner, collect_features
@@ -22,7 +29,8 @@ class PolicyOutput(TypedDict):
     """What a `MaskedPolicy` answers for N response tokens; a dict, in which DeepSpeed finds the tensors of an output.
 
     Attributes:
-        statistics: The token statistics that the loss reads, in the order of `TokenStatistics`. float32 [1 to 3, N].
+        statistics: The token statistics that the loss reads, which `MaskedPolicy.named` tells apart.
+            float32 [1 to 4, N].
         masks: m_u and m_d. float32 [2, N], or None.
         aux_loss: Balancing loss of a mixture of experts, else None.
     """
@@ -60,6 +68,7 @@ class MaskedPolicy(nn.Module):
         self.loss_config = config
         self.objective = config.build_objective()
         self.needs_reference, self.expectation = self.objective.needs_reference, self.objective.expectation
+        self.needs_collision = self.objective.needs_collision
         if reference is not None and self.needs_reference:
             _check_vocabularies(policy, reference)
         self.shares_reference = reference is None and config.uses_reference
@@ -77,6 +86,8 @@ class MaskedPolicy(nn.Module):
         self.policy = policy
         self.masks = masks
         self.request = masks.request if masks else FeatureRequest()
+        if masks and masks.follow_policy and self.needs_reference:  # the statistics have them, see `_after`
+            self.request = self.request._replace(needs=self.request.needs - {"logps"})
         # In a tuple, so that the reference's parameters do not become this module's.
         self._reference_head = None if reference is None else (vocabulary_head(reference),)
 
@@ -108,13 +119,16 @@ class MaskedPolicy(nn.Module):
             oracle_logps = features.oracle_logps
             features = self._shared_features(args, inputs, tokens)
             features.oracle_logps = oracle_logps
-        masks = torch.stack(self.masks(features, tokens)) if self.masks else None
-        skips = not full_statistics and masks is not None and not self.masks.zeros_have_gradient
+        follows = self.masks is not None and self.masks.follow_policy
+        masks = None if follows else self._weigh(features, tokens)
+        skips = not full_statistics and masks is not None and not self.masks.need_all_tokens
         kept = masks.any(0).nonzero().squeeze(-1) if skips else slice(None)
-        head = vocabulary_head(self.policy)
+        head, seen = vocabulary_head(self.policy), None
 
         def serve(hidden: Tensor) -> Tensor:
+            nonlocal seen
             rows = hidden.reshape(-1, hidden.shape[-1])[tokens.rows[kept]]
+            seen = rows.detach() if "policy_hidden" in self.request.needs else None
             reference_rows = features.last_hidden[kept] if self.needs_reference else None
             statistics = self._statistics(head, rows, reference_rows, tokens.labels[kept])
             if not skips:
@@ -123,7 +137,18 @@ class MaskedPolicy(nn.Module):
 
         with replaced_forward(head, serve):
             output = self.run_policy(*args, **inputs)
+        if follows:
+            masks = self._weigh(self._after(features, output.logits.detach(), seen), tokens)
         return PolicyOutput(statistics=output.logits, masks=masks, aux_loss=getattr(output, "aux_loss", None))
+
+    def named(self, statistics: Tensor) -> TokenStatistics | CollisionStatistics:
+        """`PolicyOutput.statistics` by name."""
+        return name_statistics(statistics, self.computed)
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """Names of the token statistics that are computed, in their order."""
+        return computed_statistics(self.needs_reference, self.expectation, self.needs_collision)
 
     def run_policy(self, *args: Any, **inputs: Any) -> Any:
         """The policy's forward; a host whose engine is the policy itself runs it without entering the engine again."""
@@ -133,6 +158,15 @@ class MaskedPolicy(nn.Module):
         own = Runner(self.policy, lambda: self.run_policy(*args, **inputs))
         with _as_reference(self.policy), evaluating(self.policy):
             return collect_features(own, tokens, self.request, self.loss_config.offload_features)
+
+    def _weigh(self, features: ReferenceFeatures, tokens: ResponseTokens) -> Tensor | None:
+        return torch.stack(self.masks(features, tokens)) if self.masks else None
+
+    def _after(self, features: ReferenceFeatures, statistics: Tensor, hidden: Tensor | None) -> ReferenceFeatures:
+        """The features with those of the policy, and with the reference's log-probabilities where these came too."""
+        # From the same chunks: where the two models are equal, so are these numbers, to the last bit.
+        logps = statistics[1] if self.needs_reference else features.logps
+        return replace(features, policy_logps=statistics[0], policy_hidden=hidden, logps=logps)
 
     def _statistics(self, head: nn.Linear, rows: Tensor, reference_rows: Tensor | None, labels: Tensor) -> Tensor:
         weight, bias = None, None
@@ -148,6 +182,7 @@ class MaskedPolicy(nn.Module):
             policy_bias=head.bias,
             reference_bias=bias,
             expectation=self.expectation,
+            collision=self.needs_collision,
             chunk_size=self.loss_config.chunk_size,
             logits_budget=self.loss_config.logits_budget,
         )

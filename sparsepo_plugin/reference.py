@@ -31,7 +31,8 @@ class FeatureRequest(NamedTuple):
     """What masks read of a model.
 
     Attributes:
-        needs: Names of the features, any of hidden_states, activations, last_hidden, logps, oracle_logps.
+        needs: Names of the features, any of hidden_states, activations, last_hidden, logps, oracle_logps, policy_logps
+            and policy_hidden.
         sites: Kinds of site that `activations` covers, one row per kind and layer.
         hidden_layers: Layers that `hidden_states` covers, counted from 0 and in order; None for all.
     """
@@ -41,12 +42,13 @@ class FeatureRequest(NamedTuple):
     hidden_layers: tuple[int, ...] | None = None
 
 
+OF_POLICY = frozenset({"policy_logps", "policy_hidden"})
 _LOGPS = FeatureRequest(frozenset({"logps"}))
 
 
 @dataclass
 class ReferenceFeatures:
-    """What a mask may read of the reference model; row n belongs to the state that predicts response token n.
+    """What a mask may read, most of it of the reference; row n belongs to the state that predicts response token n.
 
     A mask with parameters gets them in the dtype of its parameters, one without as the dtypes say here.
 
@@ -59,6 +61,10 @@ class ReferenceFeatures:
         last_hidden: Input of the vocabulary head. [N, d] in the model's dtype.
         logps: log π_ref(y_t), or None if no mask asked for it. float32 [N].
         oracle_logps: log π_oracle(y_t) of an oracle model, or None. float32 [N].
+        policy_hidden: Input of the vocabulary head of the policy that is trained, without gradient, or None if no mask
+            asked for it. [N, d'] in the policy's dtype.
+        policy_logps: log π(y_t) of the policy that is trained, without gradient, or None if no mask asked for it.
+            float32 [N].
         hidden_layers: Which layers `hidden_states` holds, counted from 0; None for all.
     """
 
@@ -67,6 +73,8 @@ class ReferenceFeatures:
     last_hidden: Tensor | None = None
     logps: Tensor | None = None
     oracle_logps: Tensor | None = None
+    policy_logps: Tensor | None = None
+    policy_hidden: Tensor | None = None
     hidden_layers: tuple[int, ...] | None = None
 
     def layer(self, index: int) -> Tensor:
@@ -108,7 +116,8 @@ def collect_features(
     Args:
         reference: The model and its forward.
         tokens: Index of the N response tokens.
-        wanted: What masks ask for; `last_hidden` always comes, `oracle_logps` is another model's `logps`.
+        wanted: What masks ask for; `last_hidden` always comes, `oracle_logps` is another model's `logps`, and
+            `policy_logps` and `policy_hidden` are the policy's.
         offload: Keep `hidden_states` in host memory.
 
     Raises:

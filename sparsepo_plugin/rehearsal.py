@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from .config import LossConfig
-from .divergence import TokenStatistics
+from .divergence import computed_statistics, name_statistics
 from .errors import SparsePOError, naming_faults, shown
 from .masks import Masks, build_masks, learns, refuse_idle_keys
 from .objectives import ObjectiveOutput
 from .reference import ReferenceFeatures
 from .tokens import MaskPair, ResponseTokens
 
+_LOGPS = ("logps", "oracle_logps", "policy_logps")
 _LENGTHS = (3, 1, 4, 2)  # response tokens of each sequence: two pairs, with a response of one token
 
 
@@ -57,6 +58,7 @@ def _tokens() -> ResponseTokens:
         sequence=torch.arange(len(lengths)).repeat_interleave(lengths),
         position=torch.cat([torch.arange(length) for length in _LENGTHS]),
         num_pairs=len(_LENGTHS) // 2,
+        weights=torch.ones(count),
     )
 
 
@@ -67,21 +69,20 @@ def _features(masks: Masks, hidden_size: int, num_layers: int) -> ReferenceFeatu
     shapes = {
         "hidden_states": (num_layers if layers is None else len(layers), count, hidden_size),
         "activations": (num_layers * len(sites), count),
-        "logps": (count,),
-        "oracle_logps": (count,),
+        "policy_hidden": (count, hidden_size),
+        **dict.fromkeys(_LOGPS, (count,)),
     }
     drawn = {name: torch.randn(shape) for name, shape in shapes.items() if name in needs}
-    for name in drawn.keys() & {"logps", "oracle_logps"}:
+    for name in drawn.keys() & set(_LOGPS):
         drawn[name] = -drawn[name].abs()
     return ReferenceFeatures(last_hidden=torch.randn(count, hidden_size), hidden_layers=layers, **drawn)
 
 
 def _rehearse_objective(config: LossConfig, masks: MaskPair | None, tokens: ResponseTokens) -> None:
     objective, what = config.build_objective(), f"loss {config.loss!r}"
-    policy, reference, expected = torch.rand(3, len(tokens), requires_grad=True).neg().unbind()
-    stats = TokenStatistics(
-        policy, reference if objective.needs_reference else None, expected if objective.expectation else None
-    )
+    names = computed_statistics(objective.needs_reference, objective.expectation, objective.needs_collision)
+    rows = torch.rand(len(names), len(tokens), requires_grad=True).neg()
+    stats = name_statistics(rows, names)
     with naming_faults(f"{what} failed", inspect.getsourcefile(type(objective))):
         output = objective(stats, masks, tokens)
     if problem := _problem(output, tokens.num_pairs):

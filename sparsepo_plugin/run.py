@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from .checkpoint import RunDescription, load_masks
+from .checkpoint import RunDescription, load_masks, versions_of
 from .config import LossConfig
 from .decoder import load_decoder, loading, max_positions
 from .errors import SparsePOError
@@ -17,7 +17,7 @@ from .masks import Masks
 from .policy import REFERENCE_ADAPTER, MaskedPolicy
 from .reference import FeatureRequest, Runner, read_frozen
 from .step import PreferenceStep, StepOutput
-from .texts import Text, token_text
+from .texts import Joining, Text, token_text
 from .tokens import ResponseTokens
 
 
@@ -103,7 +103,15 @@ class Run:
 
     @torch.no_grad()
     def tokens(
-        self, prompt: Text, chosen: Text | None = None, rejected: Text | None = None, response: Text | None = None
+        self,
+        prompt: Text,
+        chosen: Text | None = None,
+        rejected: Text | None = None,
+        response: Text | None = None,
+        *,
+        chosen_weights: list[dict[str, Any]] | None = None,
+        rejected_weights: list[dict[str, Any]] | None = None,
+        response_weights: list[dict[str, Any]] | None = None,
     ) -> TokenTable:
         """What the run makes of every token of a pair, or of one response, by the step that trained it.
 
@@ -112,16 +120,22 @@ class Run:
             chosen: The better response; with `rejected`.
             rejected: The worse one.
             response: One response alone, in place of the two.
+            chosen_weights: Spans of the better response with their weights, for masks that read those of the data;
+                without them all characters weigh the mask's default.
+            rejected_weights: The same of the worse one.
+            response_weights: The same of the one response.
 
         Raises:
-            SparsePOError: neither a pair nor one response is given.
+            SparsePOError: neither a pair nor one response is given, or weights that no mask reads or that are none.
         """
         given = {"chosen": chosen, "rejected": rejected, "response": response}
         given = {name: text for name, text in given.items() if text is not None}
         if set(given) not in ({"chosen", "rejected"}, {"response"}):
             raise SparsePOError("tokens: give chosen and rejected, or response alone")
         names = list(given) if len(given) == 2 else ["response", "response"]  # one response is a pair with itself
-        inputs, tokens = self._batch(prompt, [given[name] for name in names])
+        spans = {"chosen": chosen_weights, "rejected": rejected_weights, "response": response_weights}
+        self._refuse_idle_weights({name for name, value in spans.items() if value is not None}, set(given))
+        inputs, tokens = self._batch(prompt, [(name, given[name], spans[name]) for name in names])
         output = self._step(
             partial(self._model, **inputs),
             tokens,
@@ -185,8 +199,31 @@ class Run:
             **{name: column if column is None else column.cpu() for name, column in columns.items()},
         )
 
-    def _batch(self, prompt: Text, responses: list[Text]) -> tuple[dict[str, Tensor], ResponseTokens]:
-        return self._padded(self.description.joining.encode(self.tokenizer, prompt, responses))
+    def _refuse_idle_weights(self, weighed: set[str], given: set[str]) -> None:
+        for name in sorted(weighed):
+            if self.description.loss.column is None:
+                raise SparsePOError(f"tokens: {name}_weights has no effect, no mask reads weights of the data")
+            if name not in given:
+                raise SparsePOError(f"tokens: {name}_weights has no effect without {name}")
+
+    def _batch(self, prompt: Text, asked: list[tuple[str, Text, Any]]) -> tuple[dict[str, Tensor], ResponseTokens]:
+        """A padded batch of responses, each with its name and its spans, which masks may read."""
+        sequences = self.description.joining.encode(self.tokenizer, prompt, [response for _, response, _ in asked])
+        inputs, tokens = self._padded(sequences)
+        if self.description.loss.column is None:
+            return inputs, tokens
+        weights = [
+            self._weigh(prompt, *each, prompt_len) for each, (_, prompt_len) in zip(asked, sequences, strict=True)
+        ]
+        return inputs, tokens.weighed(weights)
+
+    def _weigh(self, prompt: Text, name: str, response: Text, spans: Any, prompt_len: int) -> Tensor:
+        joining, column = self.description.joining, self.description.loss.column
+        try:
+            _, weights = joining.weigh(self.tokenizer, prompt, response, spans, column)
+        except SparsePOError as error:
+            raise SparsePOError(f"{name}_weights: {error}") from error
+        return torch.tensor(weights[prompt_len:])
 
     def _padded(self, sequences: list[tuple[list[int], int]]) -> tuple[dict[str, Tensor], ResponseTokens]:
         """A padded batch on the policy's device."""
@@ -240,6 +277,51 @@ def load_run(
         description=described,
         oracle=None if oracle is None else load(oracle, "the oracle"),
     )
+
+
+def compare(
+    policy: str,
+    reference: str,
+    joining: Joining,
+    *,
+    device: str | torch.device | None = None,
+    allow_code: bool = False,
+) -> Run:
+    """Two models that need not be of a run, asked as if DPO had made the one of the other.
+
+    Args:
+        policy: Folder or hub name; its tokenizer is taken.
+        reference: The same, of the model to compare with.
+        joining: How prompt and response become one sequence.
+        device: By default a GPU if there is one.
+        allow_code: Run code that models bring.
+
+    Raises:
+        SparsePOError: a model or the tokenizer cannot be loaded, or it has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer  # here, because loading transformers takes seconds
+
+    device = torch.device(device or default_device())
+    load = partial(load_decoder, dtype="auto", device=device, trust_remote_code=allow_code)
+    model, other = load(policy, "the model"), load(reference, "the reference")
+    with loading("the tokenizer", policy):
+        tokenizer = AutoTokenizer.from_pretrained(policy, trust_remote_code=allow_code)
+    if tokenizer.eos_token is None:
+        raise SparsePOError(f"the tokenizer of {policy} has no eos_token, with which every response ends")
+    config = model.config.get_text_config()
+    description = RunDescription(
+        versions=versions_of(),
+        host="none",
+        loss=LossConfig.from_section(None, "dpo"),
+        base_model=policy,
+        reference=reference,
+        shared_reference=False,
+        dtype=str(model.dtype).removeprefix("torch."),
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        joining=joining,
+    )
+    return Run(model, other, None, tokenizer, description)
 
 
 def load_policy(

@@ -117,7 +117,7 @@ class PreferenceStep:
         road = _Road(self.policy, policy, tokens, reference, oracle, batch)
         layout = self.sharing.choose(batch, road.models, lambda layout: road.run(layout)[0])
         tokens, features, output = road.run(layout, full)
-        stats = TokenStatistics(*output["statistics"])
+        stats = self.policy.named(output["statistics"])
         masks = None if output["masks"] is None else MaskPair(*output["masks"])
         # Not by a call: ZeRO-3 hooks every submodule of the policy, and expects them to run inside its forward.
         result = self.objective.forward(stats, masks, tokens)
@@ -136,7 +136,7 @@ class PreferenceStep:
             nll_loss=-tokens.mean(stats.policy_logps)[: tokens.num_pairs].mean() if self.nll_loss else None,
             aux_loss=output["aux_loss"],
             metrics=metrics,
-            statistics=TokenStatistics(*output["statistics"].detach()),
+            statistics=self.policy.named(output["statistics"].detach()),
             full_statistics=full,
             masks=None if masks is None else MaskPair(*output["masks"].detach()),
             advantage=result.advantage,
@@ -144,7 +144,7 @@ class PreferenceStep:
 
     def _needs_full_statistics(self, number: int) -> bool:
         """Whether this step's numbers need tokens that the loss could do without."""
-        skips = self.masks is not None and not self.masks.zeros_have_gradient
+        skips = self.masks is not None and not self.masks.need_all_tokens
         if self.nll_loss or not skips or not torch.is_grad_enabled():
             return True
         # The last step of which `metrics_every` wants them is one since the host logged before.

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from .errors import SparsePOError
 from .options import STRICT
+from .spans import WeightColumn, offsets_of_tokens, read_spans, weigh_tokens
 
 Text = str | list[dict[str, str]]
 
@@ -39,13 +40,65 @@ class Joining(BaseModel):
             return [encode(tokenizer, *pair) for pair in pairs]
 
         def ids(text: str) -> list[int]:
-            return tokenizer(text, add_special_tokens=not self.chat_template)["input_ids"]
+            return tokenizer(text, add_special_tokens=self.special_tokens)["input_ids"]
 
-        end = "" if self.chat_template else tokenizer.eos_token
-        sequences = [ids(start + (rest if rest.endswith(end) else rest + end)) for start, rest in pairs]
+        sequences = [ids(self.joined(tokenizer, *pair)) for pair in pairs]
         alike = takewhile(lambda column: len(set(column)) == 1, zip(ids(pairs[0][0]), *sequences, strict=False))
         prompt_len = len(list(alike))
         return [(sequence, prompt_len) for sequence in sequences]
+
+    @property
+    def special_tokens(self) -> bool:
+        """Whether the tokenizer adds its special tokens to a sequence."""
+        return self.end == "appended" and not self.chat_template
+
+    def joined(self, tokenizer: Any, prompt: str, response: str) -> str:
+        """The text of a sequence, of what `texts` gives."""
+        if self.end == "spaced":
+            return joined(tokenizer, prompt, response)
+        end = "" if self.chat_template else tokenizer.eos_token
+        return prompt + (response if response.endswith(end) else response + end)
+
+    def weigh(
+        self, tokenizer: Any, prompt: Text, response: Text, value: Any, column: WeightColumn
+    ) -> tuple[list[int], list[float]]:
+        """Ids of the sequence of one response, and the weight of each token; those of the prompt's mean nothing.
+
+        Args:
+            tokenizer: The run's, a fast one.
+            prompt: As for `texts`.
+            response: The same.
+            value: Spans of the response as a file has them, None being none.
+            column: How they are read.
+
+        Raises:
+            SparsePOError: they are no spans of the response, or the tokenizer cannot say where its tokens stand.
+        """
+        spans = read_spans(value, content_of(response), column.signed)
+        text, base = self._placed(tokenizer, prompt, response)
+        return weigh_tokens(tokenizer, text, base, content_of(response), spans, column, self.special_tokens)
+
+    def offsets(self, tokenizer: Any, prompt: Text, response: Text) -> list[tuple[int, int]]:
+        """Characters of one response, as it stands in the file, that each token of its sequence stands for.
+
+        Half-open; (0, 0) for tokens of what is around the response.
+
+        Args:
+            tokenizer: The run's, a fast one.
+            prompt: As for `texts`.
+            response: The same.
+
+        Raises:
+            SparsePOError: the tokenizer is a slow one, or the template changes the response.
+        """
+        text, base = self._placed(tokenizer, prompt, response)
+        return offsets_of_tokens(tokenizer, text, base, content_of(response), self.special_tokens)
+
+    def _placed(self, tokenizer: Any, prompt: Text, response: Text) -> tuple[str, int]:
+        """The text of a sequence, and from where on it has the response."""
+        start, rest = self.texts(tokenizer, prompt, response)
+        before = (self.output_template or "{}").format("\0").partition("\0")[0]
+        return self.joined(tokenizer, start, rest), len(start + before)
 
     def encode_prompt(self, tokenizer: Any, prompt: Text) -> list[int]:
         """Token ids that a response goes on from, as it did in training.
@@ -55,7 +108,7 @@ class Joining(BaseModel):
             prompt: As for `texts`.
         """
         text, _ = self.texts(tokenizer, prompt, "")
-        ids = tokenizer(text, add_special_tokens=self.end == "appended" and not self.chat_template)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=self.special_tokens)["input_ids"]
         closed = ids[-1:] == [tokenizer.eos_token_id] and not text.endswith(tokenizer.eos_token)
         return ids[:-1] if closed else ids  # some tokenizers end whatever they are given
 
@@ -84,6 +137,18 @@ def encode(tokenizer: Any, prompt: str, response: str) -> tuple[list[int], int]:
     ids = tokenizer(joined(tokenizer, prompt, response), add_special_tokens=False)["input_ids"]
     ids[-1] = tokenizer.eos_token_id
     return ids, len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+
+
+def content_of(response: Text) -> str:
+    """The text that a file's spans are of: the response, or the content of its last message.
+
+    Raises:
+        SparsePOError: that message has no text.
+    """
+    content = response if isinstance(response, str) else response[-1].get("content")
+    if not isinstance(content, str):
+        raise SparsePOError("the last message has no text, which spans are of")
+    return content
 
 
 def token_text(tokenizer: Any, label: int) -> str:

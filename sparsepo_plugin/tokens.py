@@ -36,6 +36,7 @@ class ResponseTokens:
         group: Ring-attention group over which the sequences are sharded; per-sequence reductions cross it.
         context: A fingerprint of all that comes before the token, prompt included, the same however the batch lies;
             None in an index made by hand. int64 [N].
+        weights: What the data say each token weighs, where a mask reads it. float32 [N], or None.
     """
 
     labels: Tensor
@@ -45,6 +46,7 @@ class ResponseTokens:
     num_pairs: int
     group: dist.ProcessGroup | None = None
     context: Tensor | None = None
+    weights: Tensor | None = None
 
     @classmethod
     def from_mask(
@@ -157,7 +159,24 @@ class ResponseTokens:
             position=self.position[here],
             group=group,
             context=None if self.context is None else self.context[here],
+            weights=None if self.weights is None else self.weights[here],
         )
+
+    def weighed(self, weights: list[Tensor]) -> "ResponseTokens":
+        """The same tokens with weights that come with the data.
+
+        Args:
+            weights: Of the response tokens of each of the S sequences, chosen first, on any device; where the first
+                token of a sequence is one of them it has no row here, and its weight no use.
+
+        Raises:
+            SparsePOError: a sequence has not as many weights as tokens.
+        """
+        counts = self.sequence.bincount(minlength=self.num_sequences).tolist()
+        if any(not 0 <= len(own) - count <= 1 for own, count in zip(weights, counts, strict=True)):
+            raise SparsePOError(f"responses of {counts} tokens have {[len(own) for own in weights]} weights")
+        ends = [own[len(own) - count :] for own, count in zip(weights, counts, strict=True)]
+        return replace(self, weights=torch.cat(ends).to(self.labels.device, torch.float32))
 
     def sum(self, values: Tensor) -> Tensor:
         """Per-sequence sum, differentiable, over the ring-attention group if there is one. [..., N] -> [..., S]."""
@@ -183,6 +202,24 @@ class ResponseTokens:
             dist.all_reduce(low, op=dist.ReduceOp.MIN, group=self.group)
             dist.all_reduce(high, op=dist.ReduceOp.MAX, group=self.group)
         return low, high
+
+    def rank(self, values: Tensor) -> Tensor:
+        """Place of each token in its response by rising value, from 0; of equal ones the earlier first. int64 [N].
+
+        Raises:
+            SparsePOError: under ring attention, where no process sees a whole response.
+        """
+        if self.group is not None:
+            raise SparsePOError(
+                "the tokens of whole responses are ranked, which must not be sharded over processes",
+                about="sharded sequences",
+            )
+        # Sorted by value, then by sequence; both sorts are stable.
+        order = values.argsort(stable=True)
+        order = order[self.sequence[order].argsort(stable=True)]
+        counts = self.count().long()
+        place = torch.arange(len(self), device=order.device) - (counts.cumsum(0) - counts)[self.sequence]
+        return torch.empty_like(order).scatter_(0, order, place)
 
 
 def scramble(values: Tensor) -> Tensor:

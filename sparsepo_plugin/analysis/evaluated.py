@@ -155,13 +155,18 @@ def _method(point: FoundPoint) -> str:
     parts = [
         _text(value) if key in _ALONE else f"{key}={_text(value)}"
         for key, value in point.settings.items()
-        if key not in _BETAS
+        if not _is_beta(key)
     ]
     return ", ".join(parts) or "all"
 
 
 def _beta(point: FoundPoint) -> str:
-    return ", ".join(_text(value) for key, value in point.settings.items() if key in _BETAS)
+    return ", ".join(_text(value) for key, value in point.settings.items() if _is_beta(key))
+
+
+def _is_beta(key: str) -> bool:
+    """Whether a key is a host's β, or that of a loss whose scale is in its own section, such as `simpo.beta`."""
+    return key in _BETAS or key.endswith(".beta")
 
 
 def _text(value: Any) -> str:

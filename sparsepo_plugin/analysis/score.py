@@ -17,14 +17,21 @@ COLUMNS = (
 )
 
 
-def score(run: Path, pairs: Path, output: Path, count: int | None = None, allow_code: bool = False) -> None:
-    """Write a line of JSON for each response token of the first `count` pairs.
+def score(
+    run: Path,
+    pairs: Path,
+    output: Path,
+    reference: str | None = None,
+    count: int | None = None,
+    allow_code: bool = False,
+) -> None:
+    """Write a line of JSON for each response token of the first `count` pairs; see `open_run`.
 
     Raises:
         SparsePOError: the run or the pairs cannot be read, or the output not be written.
     """
     check_output(output)
-    tables = ask(run, read_pairs(pairs, count), allow_code)
+    tables = ask(run, read_pairs(pairs, count), allow_code, reference)
     write_lines(output, (json.dumps(row) for number, table in enumerate(tables) for row in rows(number, table)))
 
 

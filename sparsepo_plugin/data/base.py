@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..errors import SparsePOError
+from ..errors import SparsePOError, fault
 
 _KINDS = {
     str: "text",
@@ -25,6 +25,19 @@ class Pair(NamedTuple):
     prompt: str
     chosen: str
     rejected: str
+
+
+class WeightedPair(NamedTuple):
+    """A pair with weights of its responses' characters, as mask `column` reads them.
+
+    Prompt and responses are texts, or lists of messages.
+    """
+
+    prompt: Any
+    chosen: Any
+    rejected: Any
+    chosen_weights: list[dict[str, Any]]
+    rejected_weights: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,20 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer that `--tokenizer` names.
+
+    Raises:
+        SparsePOError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # whatever its files make the library raise
+        raise SparsePOError(f"--tokenizer {name} cannot be loaded: {fault(error)}") from error
 
 
 def usable(pair: Pair, dropped: Counter[str]) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ..errors import SparsePOError, fault
-from .base import Pair, Row, usable
+from .base import Pair, Row, load_tokenizer, usable
 
 Messages = list[dict[str, str]]
 Render = Callable[..., str]
@@ -46,12 +46,7 @@ def renderer(tokenizer: str, chat_template: Path | None) -> Render:
     Raises:
         SparsePOError: the tokenizer cannot be loaded or has no template.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
-    except Exception as error:  # whatever its files make the library raise
-        raise SparsePOError(f"--tokenizer {tokenizer} cannot be loaded: {fault(error)}") from error
+    loaded = load_tokenizer(tokenizer)
     try:
         if chat_template:
             loaded.chat_template = chat_template.read_text(encoding="utf-8")

@@ -27,7 +27,7 @@ def data(
             "--input", help="A file (.jsonl, .json, .gz, .parquet), a folder, or a hub NAME, NAME:SPLIT, NAME@FOLDER."
         ),
     ],
-    output: Annotated[Path, typer.Option(help="JSON lines with prompt, chosen and rejected.")],
+    output: Annotated[Path, typer.Option(help="JSON lines with prompt, chosen and rejected, and weights.")],
     seed: Annotated[int, typer.Option(help="Of the draws of tldr and mbpp; the others draw nothing.")] = 42,
     per_subset: Annotated[int | None, typer.Option(min=1, help="tldr: pairs from each subset.")] = None,
     split: Annotated[Split | None, typer.Option(help="tldr: rows of the paper's training or test set alone.")] = None,
@@ -35,8 +35,14 @@ def data(
         bool, typer.Option("--single-turn", help="hh: dialogues with one human turn alone.")
     ] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="mbpp: epochs of pairs, each drawn anew.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="chat, hh: whose template to use.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="chat, hh: whose template to use; tis_dpo: whose tokens the weights are of.")
+    ] = None,
     chat_template: Annotated[Path | None, typer.Option(help="chat, hh: a Jinja file, if it has none.")] = None,
+    transform: Annotated[
+        str | None,
+        typer.Option(help="tis_dpo: what makes weights of scores: rank_based, threshold_and_scale or origin."),
+    ] = None,
 ) -> None:
     """Turn a dataset's raw form into pairs; --input may be given more than once."""
     options = {
@@ -46,6 +52,7 @@ def data(
         "epochs": epochs,
         "tokenizer": tokenizer,
         "chat_template": chat_template,
+        "transform": transform,
     }
     with one_line_errors():
         convert(name, inputs, output, seed, {key: value for key, value in options.items() if value is not None})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SparsePOError, fault
-from .base import Pair, Row
+from .base import Pair, Row, WeightedPair
 
 _LINES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 _SPLITS = ("train", "test", "valid", "dev")
@@ -44,7 +44,7 @@ def read_rows(source: str) -> Iterator[Row]:
         raise SparsePOError(f"--input {source} does not exist; a file, a folder or a hub name is needed")
 
 
-def write_pairs(pairs: Iterable[Pair], output: Path) -> int:
+def write_pairs(pairs: Iterable[Pair | WeightedPair], output: Path) -> int:
     """Write pairs as JSON lines, all of them or none: the file, and folders that it lacks, appear when it is complete.
 
     Returns:

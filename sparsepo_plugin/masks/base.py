@@ -14,9 +14,10 @@ class TokenMask(nn.Module):
     the YAML may set, checked against their annotations. Parameters are trained, buffers are saved.
 
     Attributes:
-        needs: What of `ReferenceFeatures` the mask reads: any of hidden_states, activations, last_hidden, logps and
-            oracle_logps (the last with an option `oracle`, the model's name). A class declares all that it may read; a
-            constructor may set less.
+        needs: What of `ReferenceFeatures` the mask reads: any of hidden_states, activations, last_hidden, logps,
+            oracle_logps (with an option `oracle`, the model's name), policy_logps and policy_hidden (which come after
+            the policy's forward, so that no token is left out of it); and weights, those of `ResponseTokens`, which
+            come with the data. A class declares all that it may read; a constructor may set less.
         sites: Kinds of site that `activations` should cover.
         hidden_layers: Layers whose `hidden_states` the mask reads, counted from 0; None for all.
         signed: Whether weights may be negative.

@@ -9,11 +9,11 @@ from torch.nn.parameter import is_lazy
 from ..config import FROM_RUN, LossConfig, mask_class, objective_class
 from ..errors import SparsePOError, naming_faults
 from ..options import construct, parameters
-from ..reference import FeatureRequest, ReferenceFeatures
+from ..reference import OF_POLICY, FeatureRequest, ReferenceFeatures
 from ..tokens import MaskPair, ResponseTokens
 from .base import TokenMask
 
-_FEATURES = ("hidden_states", "activations", "last_hidden", "logps", "oracle_logps")
+_FEATURES = ("hidden_states", "activations", "last_hidden", "logps", "oracle_logps", *sorted(OF_POLICY), "weights")
 
 
 class Masks(nn.Module):
@@ -49,9 +49,14 @@ class Masks(nn.Module):
         return FeatureRequest(needs, sites, some)
 
     @property
-    def zeros_have_gradient(self) -> bool:
-        """Whether either mask may."""
-        return any(mask.zeros_have_gradient for mask in self.children())
+    def follow_policy(self) -> bool:
+        """Whether either mask reads the policy itself, and so comes after its forward."""
+        return bool(self.request.needs & OF_POLICY)
+
+    @property
+    def need_all_tokens(self) -> bool:
+        """Whether tokens whose masks are zero must be computed too."""
+        return self.follow_policy or any(mask.zeros_have_gradient for mask in self.children())
 
     def of(self, role: str) -> TokenMask:
         """The mask of a role, `reward` or `kl`; a shared one has both."""
@@ -126,7 +131,7 @@ def refuse_idle_keys(config: LossConfig, masks: Masks | None) -> None:
     idle = {}
     if config.offload_features and "hidden_states" not in masks.request.needs:
         idle["offload_features"] = "no mask reads hidden states"
-    if "metrics_every" in config.model_fields_set and masks.zeros_have_gradient:
+    if "metrics_every" in config.model_fields_set and masks.need_all_tokens:
         idle["metrics_every"] = "tokens of these masks are never left out"
     for role, key in objective_class(config.loss).regularises.items():
         mask = config.masks.get(role, config.reward).mask
@@ -170,7 +175,10 @@ def _first_look(mask: TokenMask, features: ReferenceFeatures, tokens: ResponseTo
     """The result of a mask's first call, after a look at it and at what it was given."""
     before = _fingerprints(features, tokens)
     with naming_faults(f"{name} failed", inspect.getsourcefile(type(mask))):
-        weights = mask(features, tokens)
+        try:
+            weights = mask(features, tokens)
+        except SparsePOError as error:
+            raise SparsePOError(f"{name}: {error}", error.about) from error
     if problem := _problem(weights, tokens, mask.signed):
         raise SparsePOError(f"{name} {problem}")
     # Where what it reads is not finite the step finds out why.

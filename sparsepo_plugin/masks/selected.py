@@ -6,7 +6,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import SparsePOError
 from ..reference import ReferenceFeatures
 from ..registry import MASKS
 from ..tokens import ResponseTokens
@@ -38,18 +37,8 @@ class SelectedMask(TokenMask):
         Raises:
             SparsePOError: under ring attention, where no process sees a whole response.
         """
-        if tokens.group is not None:
-            raise SparsePOError(
-                "mask 'selected' ranks the tokens of whole responses, which must not be sharded over processes",
-                about="sharded sequences",
-            )
         rewards = features.oracle_logps - features.logps
-        score = torch.where(tokens.chosen, rewards, -rewards)
-        # Sorted by sequence and, within it, by falling score; both sorts are stable.
-        order = score.argsort(descending=True, stable=True)
-        order = order[tokens.sequence[order].argsort(stable=True)]
-        counts = tokens.count().long()
-        rank = torch.arange(len(tokens), device=order.device) - (counts.cumsum(0) - counts)[tokens.sequence[order]]
+        rank = tokens.rank(torch.where(tokens.chosen, -rewards, rewards))
         # A hair more, so that 0.3 of 10 tokens is 3 and not 2.
-        keep = (counts.double() * self.k + 1e-6).floor().clamp(min=1)
-        return torch.zeros_like(score).scatter(0, order, (rank < keep[tokens.sequence[order]]).to(score.dtype))
+        keep = (tokens.count().double() * self.k + 1e-6).floor().clamp(min=1)
+        return (rank < keep[tokens.sequence]).to(rewards.dtype)

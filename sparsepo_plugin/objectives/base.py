@@ -42,7 +42,9 @@ class Objective(nn.Module):
     Attributes:
         needs_reference: Whether log π_ref is read.
         expectation: Distribution that e_t is averaged under, `reference` or `policy`; None if e_t is not read.
+        needs_collision: Whether log Σ_v π(v)² is read.
         chooses_mask: Whether masks are read that the YAML chooses.
+        reads_kl_mask: Whether m_d is read beside m_u; if not, the YAML chooses one mask and not two.
         mask: Registered mask that is read without asking the YAML; None for no mask, or one that the YAML chooses.
         from_host: Options that the host's own flags give, where the constructor has them.
         regularises: By role, `reward` or `kl`, the option that weighs a norm of that mask: without effect where the
@@ -51,7 +53,9 @@ class Objective(nn.Module):
 
     needs_reference: bool = True
     expectation: Expectation | None = None
+    needs_collision: bool = False
     chooses_mask: bool = False
+    reads_kl_mask: bool = True
     mask: str | None = None
     from_host: tuple[str, ...] = ("beta", "label_smoothing")
     regularises: Mapping[str, str] = MappingProxyType({})
@@ -81,11 +85,18 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
-    def output(self, rewards: Tensor, margin: float = 0.0, advantage: Tensor | None = None) -> ObjectiveOutput:
-        """Bradley-Terry loss of R [2P], the chosen ones lowered by `margin`."""
+    def output(
+        self,
+        rewards: Tensor,
+        margin: float = 0.0,
+        advantage: Tensor | None = None,
+        pair_weights: Tensor | None = None,
+    ) -> ObjectiveOutput:
+        """Bradley-Terry loss of R [2P], the chosen ones lowered by `margin`, each pair's times its weight [P]."""
         chosen_rewards, rejected_rewards = rewards.detach().chunk(2)
+        losses = preference_loss(rewards, self.label_smoothing, margin)
         return ObjectiveOutput(
-            loss=preference_loss(rewards, self.label_smoothing, margin).mean(),
+            loss=(losses if pair_weights is None else losses * pair_weights).mean(),
             chosen_rewards=chosen_rewards,
             rejected_rewards=rejected_rewards,
             advantage=None if advantage is None else advantage.detach(),

@@ -1,13 +1,11 @@
 """D²PO (Shao et al., ICLR 2025)."""
 
-from ..divergence import TokenStatistics
 from ..registry import OBJECTIVES
-from ..tokens import MaskPair, ResponseTokens
-from .base import Objective, ObjectiveOutput
+from .weighted_dpo import WeightedDPO
 
 
 @OBJECTIVES.register("d2po")
-class D2PO(Objective):
+class D2PO(WeightedDPO):
     """DPO whose tokens count less the later they come, through the `decay` mask (Shao et al. 2025).
 
     R = β·Σ_t γ^t·r_t with t from 0.
@@ -17,13 +15,5 @@ class D2PO(Objective):
         label_smoothing: Probability that a preference label is flipped.
     """
 
+    chooses_mask = False
     mask = "decay"
-
-    def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0) -> None:
-        super().__init__(label_smoothing)
-        self.beta = beta
-
-    def forward(self, stats: TokenStatistics, masks: MaskPair, tokens: ResponseTokens) -> ObjectiveOutput:
-        """Loss of a batch; see `Objective`."""
-        advantage = masks.reward * (stats.policy_logps - stats.reference_logps)
-        return self.output(self.beta * tokens.sum(advantage), advantage=advantage)

@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 from datasets import Dataset, DatasetDict
+from host_runs import ONES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -21,6 +22,7 @@ from sparsepo_plugin.cli import app
 
 PAIR = {"prompt": "w1 w2 ", "chosen": "w3 w4", "rejected": "w5"}
 LINE = json.dumps(PAIR) + "\n"
+CHECKED = "run.yaml: ok, loss: sparsepo"
 CSV = "prompt,chosen,rejected\n" + "w1 ,w3,w5\n" * 8
 NEEDED = "one JSON object a line"
 
@@ -140,6 +142,97 @@ def test_what_cannot_be_trained_on(case, refused):
     content, says = ROWS[case]
     line = refused(("d.jsonl, row", *says), over={"data": {"dataset": "d.jsonl"}}, files={"d.jsonl": content})
     assert "data.on_bad_row: drop" in line
+
+
+# Spans of the chosen response, "w3 w4", in row 9, and what the line must say; the mask reads them.
+COLUMN = {**ONES, "mask": "column"}
+SPAN = {"start": 0, "end": 2, "weight": 0.5}
+SPANS = {
+    "past the end": ([{**SPAN, "end": 6}], ("span 1 is from 0 to 6, 0 ≤ start < end ≤ 5 is needed",)),
+    "before the start": ([{**SPAN, "start": -1}], ("span 1 is from -1 to 2",)),
+    "empty": ([{**SPAN, "start": 2}], ("span 1 is from 2 to 2",)),
+    "an overlap": ([SPAN, {**SPAN, "start": 1, "end": 4}], ("span 2 starts at 1, before span 1 ends at 2",)),
+    "unsorted": ([{**SPAN, "start": 3, "end": 5}, SPAN], ("span 2 starts at 0, before span 1 ends at 5",)),
+    "another text": ([{**SPAN, "text": "w4"}], ("span 1 has text 'w4', from 0 to 2 is 'w3'",)),
+    "negative": ([{**SPAN, "weight": -1.0}], ("span 1 has weight -1, below 0 only with signed: true",)),
+    "too large": ([{**SPAN, "weight": 1e300}], ("span 1 has weight 1e+300, a finite number is needed",)),
+    "no weight": ([{"start": 0, "end": 2}], ("span 1 has no weight",)),
+    "a fraction": ([{**SPAN, "end": 1.5}], ("span 1 has end 1.5, a whole number is needed",)),
+    "lists": ([[0, 2, 0.5]], ("span 1 is list, an object such as",)),
+    "numbers": ([0.5, 1.0], ("span 1 is float, an object such as",)),
+    "an object": (SPAN, ("dict is no list of spans",)),
+    "text": ("0-2: 0.5", ("str is no list of spans",)),
+    "text for a weight": ([{**SPAN, "weight": "high"}], ("span 1 has weight 'high', a finite number is needed",)),
+    "another key": ([{**SPAN, "token": 7}], ("span 1 has 'token', which is none of start, end, weight, text",)),
+}
+
+
+@pytest.mark.parametrize("others", ["weighed", "bare"])
+@pytest.mark.parametrize("case", SPANS)
+def test_spans_of_weights(case, others, refused):
+    """Among rows that have good ones, with which Arrow may not mix them, and among rows without."""
+    spans, says = SPANS[case]
+    good = {**PAIR, "chosen_weights": [SPAN]} if others == "weighed" else PAIR
+    content = (json.dumps(good) + "\n") * 8 + json.dumps({**PAIR, "chosen_weights": spans}) + "\n"
+    line = refused(
+        ("d.jsonl, row 9: chosen_weights: ", *says),
+        over={"data": {"dataset": "d.jsonl"}, "sparsepo": COLUMN},
+        files={"d.jsonl": content},
+    )
+    assert "1 of 9 rows" in line
+
+
+def test_numbers_that_are_none(refused):
+    """JSON has no NaN and no infinity, and Python's reader takes both."""
+    for number in ("NaN", "Infinity"):
+        content = LINE * 8 + json.dumps({**PAIR, "chosen_weights": [SPAN]}).replace("0.5", number) + "\n"
+        refused(
+            ("d.jsonl, row 9: ",),
+            over={"data": {"dataset": "d.jsonl"}, "sparsepo": COLUMN},
+            files={"d.jsonl": content},
+        )
+
+
+COLUMNS = {
+    "no weights": (
+        LINE * 8,
+        {},
+        ("sparsepo: mask 'column' has no effect, no row of d.jsonl has chosen_weights",),
+    ),
+    "null alone": (
+        (json.dumps({**PAIR, "chosen_weights": None, "rejected_weights": None}) + "\n") * 8,
+        {},
+        ("no row of d.jsonl has chosen_weights or rejected_weights",),
+    ),
+    "another suffix": (
+        (json.dumps({**PAIR, "chosen_weights": [SPAN]}) + "\n") * 8,
+        {"suffix": "_scores"},
+        ("no row of d.jsonl has chosen_scores or rejected_scores",),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", COLUMNS)
+def test_data_without_weights(case, refused):
+    content, options, says = COLUMNS[case]
+    refused(says, over={"data": {"dataset": "d.jsonl"}, "sparsepo": {**COLUMN, **options}}, files={"d.jsonl": content})
+
+
+def test_what_is_told_of_rows_without_weights(check):
+    weighed = {**PAIR, "chosen_weights": [SPAN], "rejected_weights": [{**SPAN, "weight": 2, "text": "w5"}]}
+    Path("d.jsonl").write_text((json.dumps(weighed) + "\n") * 8 + LINE * 3)
+    code, _, (told,) = check(data={"dataset": "d.jsonl"}, sparsepo=COLUMN)
+    assert code == 0 and told.startswith("data.dataset: d.jsonl: 3 of 11 rows have no chosen_weights or rejected_weig")
+
+
+def test_negative_weights_that_are_allowed(check):
+    Path("d.jsonl").write_text((json.dumps({**PAIR, "chosen_weights": [{**SPAN, "weight": -1}]}) + "\n") * 8)
+    assert check(data={"dataset": "d.jsonl"}, sparsepo={**COLUMN, "signed": True}) == (0, [CHECKED], [])
+
+
+def test_weights_that_no_mask_reads_are_not_looked_at(check):
+    Path("d.jsonl").write_text((json.dumps({**PAIR, "chosen_weights": "anything"}) + "\n") * 8)
+    assert check(data={"dataset": "d.jsonl"}) == (0, [CHECKED], [])
 
 
 CSV_ROWS = {

@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from datasets import load_dataset
 from host_runs import Run, merge
-from transformers import set_seed
+from transformers import AutoModelForCausalLM, set_seed
 
 # Ten fp32 steps with learned, independent masks, and the optimizer of the `config` fixture.
 BASE = {
@@ -67,7 +67,8 @@ def make_trainer(folder: Path, tiny: Path, *, plain: bool = False, lora: dict | 
         plain: TRL's own, without a loss of ours.
         lora: Arguments of an adapter.
         **over: Arguments of the trainer, merged over `BASE`; `model`, `ref_model`, `order` (of the pairs, by default
-            as they stand) and `evaluated` (how many pairs are) are the test's.
+            as they stand), `evaluated` (how many pairs are), `pairs` (another file of them) and `other` (whether the
+            reference is another model) are the test's.
     """
     from trl import DPOConfig, DPOTrainer
 
@@ -75,11 +76,14 @@ def make_trainer(folder: Path, tiny: Path, *, plain: bool = False, lora: dict | 
 
     model, ref_model = over.pop("model", str(tiny / "model")), over.pop("ref_model", None)
     order, evaluated = over.pop("order", None), over.pop("evaluated", 0)
+    file = over.pop("pairs", str(tiny / "ended.jsonl"))
+    if over.pop("other", False):
+        ref_model = AutoModelForCausalLM.from_pretrained(tiny / "other")
     given = merge(merge(BASE, {"output_dir": str(folder / "out")}), over)
     if plain:
         set_seed(42)  # as ours does: older releases draw an adapter before they seed
-        given = {key: value for key, value in given.items() if not key.startswith("loss_") and key != "loss"}
-    pairs = load_dataset("json", data_files=str(tiny / "ended.jsonl"), split="train", cache_dir=str(folder / "cache"))
+        given = {key: value for key, value in given.items() if key not in ("loss", "loss_options", "loss_plugins")}
+    pairs = load_dataset("json", data_files=file, split="train", cache_dir=str(folder / "cache"))
     trained = pairs if order is None else pairs.select(order)
     trainer, config = (DPOTrainer, DPOConfig) if plain else (SparsePOTrainer, SparsePOTrainerConfig)
     return trainer(

@@ -103,7 +103,8 @@ def test_versions(here):
 
 def test_lists(here):
     masks = here("masks").stdout.splitlines()
-    assert [line.split()[0] for line in masks] == ["activation", "decay", "learned", "random", "selected", "uniform"]
+    names = [line.split()[0] for line in masks]
+    assert names == sorted(names) and {"activation", "learned", "selected"} <= set(names)
     assert all(len(line.split()) > 4 for line in masks)
     assert "sparsepo" in [line.split()[0] for line in here("objectives").stdout.splitlines()]
 

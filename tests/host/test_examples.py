@@ -6,6 +6,7 @@ import pytest
 
 from sparsepo_plugin.hosts.openrlhf.program import load_program
 
+WITHOUT_REFERENCE = {"simpo", "confpo", "alphapo"}
 FOLDER = Path(__file__).parents[2] / "examples"
 # Those of frontier and localize are parts, which are checked put together.
 EXAMPLES = sorted(path for name in ("demo", "openrlhf") for path in (FOLDER / name).rglob("*.yaml"))
@@ -19,7 +20,7 @@ def test_example(path):
     if stage == "train_dpo":
         loss = host.get_loss_class(args.loss, args.loss_plugins)(args)
         assert loss.config.section == args.loss
-        assert loss.loads_reference == (args.ds.lora.rank == 0 and args.loss != "simpo")
+        assert loss.loads_reference == (args.ds.lora.rank == 0 and args.loss not in WITHOUT_REFERENCE)
 
 
 def test_there_is_one_for_each_road():

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from sparsepo_plugin.cli import app
 
 LOSS, WEIGHTS = 1e-5, 1e-5
+LOSSES = ("dpo", "tdpo", "dpop", "simpo", "d2po", "sepo", "weighted_dpo", "confpo", "selective", "wpo")
+LOSSES += ("ln_dpo", "adpo", "alphapo")
 OWN_SCALE = {"beta": None}  # of the base configuration, for losses whose scale is in their own section
 SELECTED = {"mask": "selected", "shared": False, "oracle": "a"}
 LORA = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
@@ -28,10 +30,17 @@ def method(tiny):
         "simpo": {"beta": 2.5, "gamma": 0.3},
         "d2po": {"gamma": 0.9},
         "sepo": {"oracle": str(tiny / "other"), "k": 0.4},
+        "weighted_dpo": {"mask": "sampled"},
+        "confpo": {"beta": 2.5, "gamma": 0.3},
+        "selective": {},
+        "wpo": {},
+        "ln_dpo": {"beta": 3},
+        "adpo": {"segments": 3},
+        "alphapo": {"beta": 1.5, "gamma": 0.3, "alpha": 0.2},
     }
 
     def method(loss: str, **over) -> dict:
-        scale = {"model": OWN_SCALE} if loss in ("simpo", "sepo") else {}
+        scale = {"model": OWN_SCALE} if loss in ("simpo", "sepo", "confpo", "ln_dpo", "alphapo") else {}
         return merge({"loss": loss, "sparsepo": None, loss: sections[loss], **scale}, over)
 
     return method
@@ -44,7 +53,7 @@ def test_dpo_is_the_hosts_own(train, method):
     assert loss < LOSS and weights < WEIGHTS
 
 
-@pytest.mark.parametrize("loss", ["tdpo", "dpop", "simpo", "d2po", "sepo"])
+@pytest.mark.parametrize("loss", LOSSES[1:])
 def test_two_packed_processes_under_zero_3_equal_one_padded(loss, train, method):
     one = train(**method(loss))
     zero_3 = {"zero_stage": 3, "packing_samples": True}
@@ -56,8 +65,24 @@ def test_two_packed_processes_under_zero_3_equal_one_padded(loss, train, method)
 
 def test_every_method_takes_steps_of_its_own(train, method):
     """The equalities above would hold too if all names led to one loss."""
-    last = {loss: train(**method(loss)).losses[-1].item() for loss in ("dpo", "tdpo", "dpop", "simpo", "d2po", "sepo")}
+    runs = {loss: train(**method(loss)).losses for loss in LOSSES}
+    runs["diff"] = train(**method("weighted_dpo", weighted_dpo={"mask": "diff", "outside": 0.2})).losses
+    assert all(len(run) == 10 and run.isfinite().all() for run in runs.values())
+    last = {loss: run[-1].item() for loss, run in runs.items()}
     assert len({round(value, 4) for value in last.values()}) == len(last), last
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [{"mask": "length", "alpha": 0.3}, {"mask": "oracle_reward", "scale": 0.2}, {"mask": "transport"}],
+    ids=lambda mask: mask["mask"],
+)
+def test_masks_that_make_a_method_of_their_own(mask, train, method, tiny):
+    """Ten steps of DPO's body with them, which are not DPO's."""
+    oracle = {"oracle": str(tiny / "other")} if mask["mask"] == "oracle_reward" else {}
+    run = train(**method("weighted_dpo", weighted_dpo={**mask, **oracle}))
+    assert len(run.losses) == 10 and run.losses.isfinite().all()
+    assert abs(run.losses[-1] - train(**method("dpo")).losses[-1]) > 1e-4
 
 
 def test_models_that_are_loaded(train, method):
@@ -71,6 +96,9 @@ def test_what_is_logged(train, method):
     assert first == 0 < last
     selected = [100 - share for share in train(**method("sepo")).scalars("train/sparsity_reward_rejected")]
     assert all(20 < share <= 45 for share in selected)  # 0.4 of each response, rounded down, one token at least
+    # All tokens are equal as long as the policy is its reference: the first step of the warm-up changes nothing.
+    first, second, *later = train(**method("selective")).scalars("train/sparsity_reward_chosen")
+    assert first == second == 0 and all(30 < share < 70 for share in later)
     with pytest.raises(KeyError):
         train(**method("simpo")).scalars("train/token_kl_chosen")
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from host_runs import Run, difference, difference_of_weights, merge
 from trl_runs import train as train_trl
+from weighed_pairs import write_weighed
 
 import sparsepo_plugin
 
@@ -31,6 +32,10 @@ CASES = {
         "loss_plugins": ["token_ideas.registering"],
         "registered-margin": {"mask": "registered-probe", "margin": 0.2, "mask_lr": 1e-2},
     },
+    "weights of the data": {
+        "loss": "sparsepo",
+        "sparsepo": {"reward": {"mask": "column", "end": 0.5}, "kl": {"mask": "uniform", "value": 0.5}},
+    },
 }
 
 
@@ -47,13 +52,20 @@ def _third_party(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def openrlhf(config, launch, tiny):
+def pairs(tiny):
+    """The file of a case."""
+    weighed = write_weighed(tiny / "weighed_ended.jsonl", 80, seed=0, end=" </s>")
+    return lambda case: weighed if case == "weights of the data" else tiny / "ended.jsonl"
+
+
+@pytest.fixture(scope="session")
+def openrlhf(config, launch, pairs):
     """OpenRLHF's run of a case, made once."""
     finished: dict[str, Run] = {}
 
     def openrlhf(name: str) -> Run:
         if name not in finished:
-            data = {"dataset": str(tiny / "ended.jsonl")}
+            data = {"dataset": str(pairs(name))}
             settings = config(sparsepo=None, data=data, lr_warmup_ratio=WARMUP / 10)
             finished[name] = launch(merge(settings, CASES[name]), path=THIRD_PARTY)
             assert finished[name].code == 0, finished[name].output[-4000:]
@@ -68,11 +80,12 @@ def order_of_openrlhf() -> list[int]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_trl(case, openrlhf, tiny, tmp_path):
+def test_trl(case, openrlhf, pairs, tiny, tmp_path):
     given = CASES[case]
     loss = {"loss": given["loss"], "loss_plugins": given.get("loss_plugins", [])}
     options = dict.fromkeys(("mask", "shared", "l1_reward", "l1_kl", "mask_lr")) | given[given["loss"]]
-    run = train_trl(tmp_path, tiny, order=order_of_openrlhf(), loss_options=options, warmup_steps=WARMUP, **loss)
+    given = {"pairs": str(pairs(case)), "order": order_of_openrlhf(), "warmup_steps": WARMUP}
+    run = train_trl(tmp_path, tiny, loss_options=options, **given, **loss)
     losses, weights = difference(run, openrlhf(case))
     assert len(run.losses) == 10 and run.losses[0] != run.losses[-1]
     assert losses < LOSS and weights < WEIGHTS
@@ -88,8 +101,8 @@ def axolotl(extensions):
 
 @pytest.mark.skipif(not AXOLOTL.is_file(), reason="needs the environment of make env-axolotl")
 @pytest.mark.parametrize("case", CASES)
-def test_axolotl(case, openrlhf, axolotl, tiny, tmp_path):
-    lines = (tiny / "ended.jsonl").read_text().splitlines(keepends=True)
+def test_axolotl(case, openrlhf, pairs, axolotl, tiny, tmp_path):
+    lines = pairs(case).read_text().splitlines(keepends=True)
     ordered = tmp_path / "ordered.jsonl"
     ordered.write_text("".join(lines[row] for row in order_of_openrlhf()))
     settings = merge(axolotl_runs.settings(tiny), {"sparsepo": None})

@@ -3,9 +3,14 @@
 The tolerances are a few times the largest difference seen, which comes from the order of fp32 additions alone.
 """
 
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
+from datasets import load_dataset
 from host_runs import difference
-from trl_runs import TrlRun, make_trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl_runs import BASE, TrlRun, make_trainer
 
 LOSS, WEIGHTS = 1e-5, 1e-5
 DPO = {"loss": "dpo", "loss_options": dict.fromkeys(("mask", "shared", "l1_reward", "l1_kl", "mask_lr"))}
@@ -27,10 +32,13 @@ class Plain(TrlRun):
 
 
 def train_plain(folder, tiny, **over) -> Plain:
-    trainer = make_trainer(folder, tiny, plain=True, **over)
+    return finish(make_trainer(folder, tiny, plain=True, **over))
+
+
+def finish(trainer) -> Plain:
     trainer.train()
     trainer.save_model()
-    run = Plain(0, "", folder)
+    run = Plain(0, "", Path(trainer.args.output_dir).parent)
     run.history = [row for row in trainer.state.log_history if "loss" in row]
     return run
 
@@ -54,6 +62,36 @@ def test_dpo_is_the_hosts_own(kind, train, tiny, tmp_path):
         assert ours.scalars(name) == pytest.approx(host.scalars(theirs), abs=1e-4), name
 
 
+def test_length_normalised_dpo_is_the_hosts_own(train, tiny, tmp_path):
+    """`loss_type: sigmoid_norm`."""
+    own = train(loss="ln_dpo", loss_options={**DPO["loss_options"], "beta": 3.0}, beta=None)
+    assert_equal(own, train_plain(tmp_path, tiny, beta=3.0, loss_type="sigmoid_norm"))
+
+
+def test_alphapo_is_trls_own(train, tiny, tmp_path):
+    """`loss_type: alphapo` of the experimental CPO, where a release has it."""
+    cpo = pytest.importorskip("trl.experimental.cpo")
+    known = {field.name for field in fields(cpo.CPOConfig)}
+    if "alphapo" not in cpo.CPOConfig.__dataclass_fields__["loss_type"].metadata["choices"]:
+        pytest.skip("this release has no alphapo")
+    given = {key: value for key, value in BASE.items() if key in known and key != "beta"}
+    config = cpo.CPOConfig(
+        **given, output_dir=str(tmp_path / "out"), loss_type="alphapo", beta=1.5, simpo_gamma=0.3, alpha=0.2
+    )
+    pairs = load_dataset("json", data_files=str(tiny / "ended.jsonl"), split="train", cache_dir=str(tmp_path))
+    model, tokenizer = (loader.from_pretrained(tiny / "model") for loader in (AutoModelForCausalLM, AutoTokenizer))
+    trainer = cpo.CPOTrainer(model=model, args=config, train_dataset=pairs, processing_class=tokenizer)
+    own = {"beta": 1.5, "gamma": 0.3, "alpha": 0.2}
+    assert_equal(train(loss="alphapo", loss_options={**DPO["loss_options"], **own}, beta=None), finish(trainer))
+
+
+def test_the_length_mask_is_the_hosts_ld_alpha(train, tiny, tmp_path):
+    options = {**DPO["loss_options"], "mask": "length", "alpha": 0.3}
+    ours, host = train(loss="weighted_dpo", loss_options=options), train_plain(tmp_path, tiny, ld_alpha=0.3)
+    assert_equal(ours, host)
+    assert ours.losses[-1] != train(**DPO).losses[-1]
+
+
 def test_masks_one_and_zero_are_dpo(train):
     ones = {**DPO["loss_options"], "mask": "uniform", "shared": False, "kl": {"value": 0.0}}
     assert_equal(train(loss="sparsepo", loss_options=ones), train(**DPO))
@@ -61,8 +99,6 @@ def test_masks_one_and_zero_are_dpo(train):
 
 def test_lora_shared_reference_equals_a_separate_one(train, tiny, tmp_path):
     """With `ref_model` the reference is a model of its own, and not the policy without its adapter."""
-    from transformers import AutoModelForCausalLM
-
     apart = make_trainer(tmp_path, tiny, **LORA, ref_model=AutoModelForCausalLM.from_pretrained(tiny / "model"))
     apart.train()
     apart.save_model()
@@ -73,7 +109,6 @@ def test_lora_shared_reference_equals_a_separate_one(train, tiny, tmp_path):
 def test_an_adapter_that_was_trained_before_is_its_own_reference(train, tiny, tmp_path):
     """TRL keeps a copy of it under `ref`: the first loss is that of a policy that equals its reference."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     from sparsepo_plugin import load_run
 
@@ -105,10 +140,13 @@ def test_skipping_tokens_with_zero_masks_trains_the_same(train):
         assert row["step"] == 10 and row[name] == pytest.approx(every.scalars(name)[-1], abs=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["tdpo", "simpo", "d2po", "dpop", "sepo"])
+LOSSES = ("tdpo", "simpo", "d2po", "dpop", "sepo", "confpo", "selective", "wpo", "adpo", "weighted_dpo")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_the_other_losses_train(loss, train, tiny):
-    options = {"sepo": {"oracle": str(tiny / "other")}}.get(loss, {})
-    flags = {"beta": None} if loss in ("simpo", "sepo") else {}  # they have one of their own
+    options = {"sepo": {"oracle": str(tiny / "other")}, "weighted_dpo": {"mask": "diff"}}.get(loss, {})
+    flags = {"beta": None} if loss in ("simpo", "sepo", "confpo") else {}  # they have one of their own
     run = train(loss=loss, loss_options={**DPO["loss_options"], **options}, **flags)
     assert len(run.losses) == 10 and run.losses.isfinite().all()
 
@@ -118,6 +156,25 @@ def test_no_reference_is_loaded_where_none_is_read(make, capfd):
     assert trainer.ref_model is None and trainer.description.reference is None
     assert "precompute_ref_log_probs" not in capfd.readouterr().err
     assert trainer.args.precompute_ref_log_probs is False
+
+
+def test_the_transport_mask_weighs_both_responses_alike(train):
+    run = train(loss="weighted_dpo", loss_options={**DPO["loss_options"], "mask": "transport"})
+    assert len(run.losses) == 10 and run.losses.isfinite().all()
+    assert all(0 < value <= 1 for value in run.scalars("mask_reward_mean_chosen"))
+
+
+def test_as_many_tokens_are_sampled_of_both_responses(train):
+    run = train(loss="weighted_dpo", loss_options={**DPO["loss_options"], "mask": "sampled"})
+    assert len(run.losses) == 10 and run.losses.isfinite().all()
+    assert all(0 < value < 100 for value in run.scalars("sparsity_reward_chosen"))
+
+
+def test_the_oracle_reward_may_be_negative(train, tiny):
+    options = {**DPO["loss_options"], "mask": "oracle_reward", "oracle": str(tiny / "other"), "scale": 5.0}
+    run = train(loss="weighted_dpo", loss_options=options)
+    assert len(run.losses) == 10 and run.losses.isfinite().all()
+    assert run.scalars("sparsity_reward_chosen") == [0.0] * 10
 
 
 def test_the_selected_mask_reads_its_oracle(train, tiny):

@@ -69,6 +69,22 @@ def test_refused(over, says):
 
 
 @pytest.mark.parametrize(
+    ("over", "says"),
+    [
+        ({"excess_length_strategy": "truncate"}, "excess_length_strategy: truncate cuts responses"),
+        (
+            {"datasets": [{"type": "chatml.intel"}], "test_datasets": [{"type": "chatml.icr"}]},
+            "test_datasets: with mask 'column' their type must be that of datasets",
+        ),
+    ],
+)
+def test_what_weights_of_the_data_refuse(over, says):
+    check_config(changed(**over))
+    with pytest.raises(SparsePOError, match=says):
+        check_config(changed(**over, sparsepo={"mask": "column"}))
+
+
+@pytest.mark.parametrize(
     "cfg",
     [
         {"rl": "dpo"},

@@ -73,7 +73,15 @@ def test_ours_are_causal(section):
 
 
 @pytest.mark.parametrize(
-    "section", [{"mask": "activation"}, {"mask": "selected", "oracle": "a"}], ids=lambda section: section["mask"]
+    "section",
+    [
+        {"mask": "activation"},
+        {"mask": "selected", "oracle": "a"},
+        {"mask": "oracle_reward", "oracle": "a"},
+        {"mask": "confidence"},
+        {"mask": "transport"},
+    ],
+    ids=lambda section: section["mask"],
 )
 def test_masks_that_say_they_are_not(section):
     """They read a whole response. That they do look ahead is shown with the claim turned round."""

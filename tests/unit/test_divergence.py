@@ -49,7 +49,7 @@ def inputs(rows=7, vocabulary=11, width=5, ref_width=5, dtype=torch.float64, bia
     return [*policy, *reference, torch.randint(vocabulary, (rows,), generator=g)]
 
 
-def run(args, expectation, chunk_size=None, logits_budget=None):
+def run(args, expectation, chunk_size=None, logits_budget=None, collision=False):
     hidden, weight, bias, ref_hidden, ref_weight, ref_bias, labels = args
     return token_statistics(
         *(hidden, weight, ref_hidden, ref_weight, labels),
@@ -58,6 +58,7 @@ def run(args, expectation, chunk_size=None, logits_budget=None):
         expectation=expectation,
         chunk_size=chunk_size,
         logits_budget=logits_budget,
+        collision=collision,
     )
 
 
@@ -72,7 +73,7 @@ def in_double(args):
 def objective(stats, seed=1, one_mask=False):
     """A scalar in which each statistic of each token has a weight of its own, or r_t − e_t has one."""
     g = torch.Generator().manual_seed(seed)
-    weights = torch.randn(3, len(stats.policy_logps), generator=g, dtype=torch.float64)
+    weights = torch.randn(3, len(stats[0]), generator=g, dtype=torch.float64)
     if one_mask:
         weights = weights[0] * torch.tensor([[1.0], [-1.0], [-1.0]])
     values = torch.stack([x.double() for x in stats if x is not None])
@@ -154,6 +155,41 @@ def test_only_some_inputs_want_a_gradient(expectation, wants):
     for x, want in zip(args[:3], wants, strict=True):
         x.requires_grad_(want == "1")
     compare(args, expectation, chunk_size=2)
+
+
+@pytest.mark.parametrize("expectation", [*EXPECTATIONS, None])
+@pytest.mark.parametrize("reference", [True, False])
+@pytest.mark.parametrize("chunk_size", [1, 3, None])
+@pytest.mark.parametrize("logits_budget", [0, 11 * 3 * 8, "100%"])
+def test_collision(expectation, reference, chunk_size, logits_budget):
+    """log Σ_v π(v)² of whole logits; nothing else changes by it, and no gradient passes through it."""
+    args = inputs()
+    hidden, weight, bias, *of_reference, labels = args
+    if not reference:
+        of_reference, expectation = [None] * 3, None
+    args = [hidden, weight, bias, *of_reference, labels]
+    options = args, expectation, chunk_size, logits_budget
+    plain, stats = run(*options), run(*options, collision=True)
+    for name in plain._fields:
+        assert (one := getattr(plain, name)) is (other := getattr(stats, name)) is None or torch.equal(one, other)
+    whole = torch.nn.functional.linear(hidden, weight, bias).softmax(-1).square().sum(-1).log()
+    torch.testing.assert_close(stats.log_collision, whole, atol=1e-10, rtol=0)
+    grads = [
+        torch.autograd.grad(objective(plain), args[:3]),
+        torch.autograd.grad(objective(stats[:-1]) + stats.log_collision.sum(), args[:3]),
+    ]
+    for got, want in zip(*grads, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_collision_of_confident_models():
+    """From −log V of a uniform distribution to 0 of a certain one, whose other probabilities underflow."""
+    hidden, weight, *_, labels = inputs(rows=3, vocabulary=11, dtype=torch.float32, bias="none")
+    for scale, expected in ((0, -torch.tensor(11.0).log()), (1e4, torch.tensor(0.0))):
+        stats = token_statistics(
+            scale * hidden.detach(), weight.detach(), None, None, labels, expectation=None, collision=True
+        )
+        torch.testing.assert_close(stats.log_collision, expected.expand(3), atol=1e-6, rtol=0)
 
 
 def test_reference_gets_no_gradient():
@@ -313,6 +349,16 @@ def test_fused_equals_plain(expectation, rows, chunk_size, monkeypatch):
     compare(inputs(rows), expectation, chunk_size)
     chunks = -(-rows // (chunk_size or rows))
     assert calls == [name for name in FUSED for _ in range(chunks)]
+
+
+@pytest.mark.usefixtures("tracer")
+def test_fused_collision_equals_plain(monkeypatch):
+    args = inputs()
+    expected = run(args, "reference", 3, collision=True)
+    monkeypatch.setattr(divergence, "_fused_summary", fused_anew("_fused_summary"))
+    monkeypatch.setattr(divergence, "_fuses", lambda device: True)
+    for got, want in zip(run(args, "reference", 3, collision=True), expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("expectation", [*EXPECTATIONS, None])

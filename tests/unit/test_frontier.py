@@ -1,19 +1,25 @@
 """`sparsepo frontier`, on its CSV, against numbers worked out by hand."""
 
 import csv
+import importlib
 import json
 import math
+import sys
+from pathlib import Path
 
 import numpy
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from sparsepo_plugin import LossConfig, SparsePOError
 from sparsepo_plugin.analysis.hull import Frontier
 from sparsepo_plugin.analysis.intervals import mean_over_seeds
 from sparsepo_plugin.analysis.kl_bins import bin_edges
 from sparsepo_plugin.cli import app
+from sparsepo_plugin.masks import build_masks
 
 OPTIONS = {"reward": "vader", "prompts": "prompts.jsonl", "reference": None, "seed": 0, "count": 2}
 
@@ -219,6 +225,16 @@ def test_checkpoints_are_points_of_their_run(tmp_path, frontier):
     assert sum(int(row["completions"]) for row in read(tmp_path / "out" / "bins.csv")) == 2, "finished runs alone"
 
 
+def test_a_loss_with_a_beta_of_its_own_is_one_method(tmp_path, frontier):
+    for beta in (1, 8):
+        write_point(
+            tmp_path / "one", {"variant": "ln", "ln_dpo.beta": beta}, 0, [("", 9, 0.5, beta), ("c", 5, 0.1, 1)]
+        )
+    assert frontier(tmp_path / "one").exit_code == 0
+    dots = read(tmp_path / "out" / "frontier.csv")
+    assert {(row["method"], row["beta"]) for row in dots} == {("ln", "1"), ("ln", "8")}
+
+
 def test_sweeps_of_one_grid_are_told_apart(tmp_path, frontier):
     for name in ("one", "two"):
         write_point(tmp_path / name, {"model.beta": 0.1, "adam.lr": 1}, 0, [("", 9, 0.5, 2.0), ("c", 5, 0.1, 1.0)])
@@ -260,3 +276,37 @@ def test_what_is_refused(spoil, flags, says, sweep, frontier, tmp_path):
 def test_a_folder_that_is_no_sweep(tmp_path, frontier):
     done = frontier(tmp_path)
     assert done.exit_code == 2 and "is no sweep: no folder in it has point.json" in done.stderr
+
+
+@pytest.fixture
+def experiment(monkeypatch):
+    """The script of `make frontier`."""
+    for name in ("demo", "frontier"):
+        monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples" / name)
+    yield importlib.import_module("run")
+    for name in ("run", "language_model", "reviews"):
+        sys.modules.pop(name)
+
+
+def test_methods_by_name(experiment):
+    """Names of the two files, and losses whose options all have defaults; with the key of their β."""
+    assert [*experiment.read_variants("")] == [*yaml.safe_load((experiment.HERE / "methods.yaml").read_text())]
+    assert experiment.read_variants("tdpo v1,ln_dpo,diff") == {
+        "tdpo v1": {"loss": "tdpo", "tdpo": {"version": 1}},
+        "ln_dpo": {"loss": "ln_dpo"},
+        "diff": {"loss": "weighted_dpo", "weighted_dpo": {"mask": "diff"}},
+    }
+    assert experiment.scale_of("adpo") == {"model.beta": "0.05,0.4,3"}
+    assert experiment.scale_of("ln_dpo") == {"ln_dpo.beta": "2.5,20,150"}
+    assert experiment.scale_of("sepo") == {}
+    with pytest.raises(SparsePOError, match=r"^METHODS: 'ppo' is no method; there are dpo, .*adpo segments, .*simpo"):
+        experiment.read_variants("dpo,ppo")
+    with pytest.raises(SparsePOError, match=r"^METHODS: sepo.oracle is needed: it has no default; say what it is in"):
+        experiment.read_variants("sepo")
+
+
+@pytest.mark.parametrize("file", ["methods.yaml", "more.yaml"])
+def test_every_named_method_is_one(file, experiment):
+    for variant in yaml.safe_load((experiment.HERE / file).read_text()).values():
+        assert variant.keys() <= {"loss", variant["loss"]}
+        build_masks(LossConfig.from_section(variant.get(variant["loss"]), variant["loss"]), 16, 2, seed=0)

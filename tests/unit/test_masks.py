@@ -318,11 +318,13 @@ def test_activation_without_a_range_may_be_negative():
     assert values.min() < 0 < values.max()
 
 
-@pytest.mark.parametrize("mask", ["activation", "decay", "learned", "random", "selected", "uniform"])
+@pytest.mark.parametrize(
+    "mask", ["activation", "decay", "diff", "learned", "oracle_reward", "random", "sampled", "selected", "uniform"]
+)
 def test_tokens_of_no_weight_may_be_left_out(mask):
     """No gradient reaches these masks where they are zero."""
-    section = {"mask": mask, "metrics_every": 5, **({"oracle": "a"} if mask == "selected" else {})}
-    assert not build(section).zeros_have_gradient
+    section = {"mask": mask, "metrics_every": 5, **({"oracle": "a"} if mask in ("selected", "oracle_reward") else {})}
+    assert not build(section).need_all_tokens
 
 
 def test_activation_sites_reach_the_features():

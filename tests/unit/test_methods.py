@@ -4,7 +4,9 @@ Tolerances: plain formulas run in float64, where only the order of sums differs,
 1e-6. Whole models run in float32: 1e-5, and 2e-5 between layouts, relative to the largest gradient.
 """
 
+import math
 from functools import partial
+from itertools import zip_longest
 
 import pytest
 import torch
@@ -14,16 +16,25 @@ from tiny import TWO_PAIRS, VOCABULARY, WIDTH, Pairs, decoder, describe, make_st
 from sparsepo_plugin import (
     OBJECTIVES,
     LossConfig,
+    MaskPair,
     ReferenceFeatures,
     ResponseTokens,
     Runner,
     SparsePOError,
+    TokenStatistics,
     load_masks,
     save_masks,
     token_statistics,
 )
 from sparsepo_plugin.masks import build_masks
+from sparsepo_plugin.masks.confidence import ConfidenceMask
 from sparsepo_plugin.masks.decay import DecayMask
+from sparsepo_plugin.masks.diff import DiffMask
+from sparsepo_plugin.masks.length import LengthMask
+from sparsepo_plugin.masks.log_ratio import LogRatioMask
+from sparsepo_plugin.masks.oracle_reward import OracleRewardMask
+from sparsepo_plugin.masks.random import RandomMask
+from sparsepo_plugin.masks.sampled import SampledMask
 from sparsepo_plugin.masks.selected import SelectedMask
 from sparsepo_plugin.projection import Projection
 
@@ -38,7 +49,17 @@ METHODS = {
     "dpop": ("dpop", {"lambda": 3}),
     "simpo": ("simpo", {"beta": 2.5, "gamma": 0.3}),
     "d2po": ("d2po", {"gamma": 0.6}),
+    "weighted": ("weighted_dpo", {"mask": "decay", "gamma": 0.6}),
+    "ld_dpo": ("weighted_dpo", {"mask": "length", "alpha": 0.25}),
+    "tgdpo": ("weighted_dpo", {"mask": "oracle_reward", **ORACLE, "scale": 0.2}),
+    "confpo": ("confpo", {"beta": 1.2, "gamma": 0.3}),
+    "selective": ("selective", {"k": 0.5}),
+    "wpo": ("wpo", {}),
     "sepo": ("sepo", {**ORACLE, "k": 0.4, "gamma": 1.5}),
+    "ln_dpo": ("ln_dpo", {"beta": 3}),
+    "adpo": ("adpo", {"segments": 3}),
+    "adpo_token": ("adpo", {}),
+    "alphapo": ("alphapo", {"beta": 1.5, "gamma": 0.3, "alpha": 0.2}),
 }
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -103,6 +124,68 @@ def d2po(chosen, rejected):
     return reward[0] - reward[1]
 
 
+weighted = d2po  # by a mask that the YAML chooses
+
+
+def ld_dpo(chosen, rejected):
+    """Liu et al. 2024: α on what is past the shorter length."""
+    shared = min(len(chosen[-1]), len(rejected[-1]))
+    ratios = [log_ratio(response) for response in (chosen, rejected)]
+    reward = [BETA * (sum(ratio[:shared]) + 0.25 * sum(ratio[shared:])) for ratio in ratios]
+    return reward[0] - reward[1]
+
+
+def tgdpo(chosen, rejected):
+    """Zhu et al. 2025: β·(1 ± α·β·q_t), q_t the oracle's log-ratio to the reference; αβ is 0.2."""
+    reward = []
+    for (_, ref_logps, oracle, labels), sign, response in ((chosen, 1, chosen), (rejected, -1, rejected)):
+        guide = [1 + sign * 0.2 * (oracle[t, y] - ref_logps[t, y]) for t, y in enumerate(labels)]
+        reward.append(sum(BETA * weight * r for weight, r in zip(guide, log_ratio(response), strict=True)))
+    return reward[0] - reward[1]
+
+
+def below_average(response):
+    """log π of the tokens that are less likely than the mean of their probabilities."""
+    logps, *_, labels = response
+    written = [logps[t, y] for t, y in enumerate(labels)]
+    mean = sum(logp.exp() for logp in written) / len(written)
+    return [logp for logp in written if logp.exp() < mean]
+
+
+def confpo(chosen, rejected):
+    """Yoon et al. 2025, as the authors' trainer has it: SimPO's means, of selected tokens alone."""
+    selected = [below_average(response) for response in (chosen, rejected)]
+    means = [sum(logps) / max(len(logps), 1) for logps in selected]
+    return torch.as_tensor(1.2 * means[0] - 1.2 * means[1] - 0.3)
+
+
+def confpo_weight(chosen, rejected):
+    """Of a pair, whose loss is 0 where nothing is selected."""
+    return float(all(map(below_average, (chosen, rejected))))
+
+
+def selective(chosen, rejected):
+    """Dong 2025, as the author's trainer has it: DPO on tokens whose score is at least the quantile of all scores."""
+    rewards = []
+    for response, sign in ((chosen, -1), (rejected, 1)):
+        score = sign * torch.stack(log_ratio(response)).detach().double()
+        kept = score >= torch.quantile(score, 0.5)
+        rewards.append(BETA * sum(r for r, keep in zip(log_ratio(response), kept, strict=True) if keep))
+    return rewards[0] - rewards[1]
+
+
+wpo = dpo
+
+
+def wpo_weight(chosen, rejected):
+    """Zhou et al. 2024, as the authors' trainer has it: min(1, exp(u_w + u_l)), u a mean of log π(y) − log Σπ²."""
+    total = 0.0
+    for logps, *_, labels in (chosen, rejected):
+        written = [logps[t, y] - logps[t].exp().square().sum().log() for t, y in enumerate(labels)]
+        total = total + sum(written).detach() / len(written)
+    return total.exp().clamp(max=1)
+
+
 def sepo(chosen, rejected):
     """Yang et al. 2024: the share k of highest oracle reward in chosen, of lowest in rejected; means of log π."""
     means = []
@@ -114,13 +197,48 @@ def sepo(chosen, rejected):
     return 1.5 * means[0] - 1.5 * means[1]
 
 
+def ln_dpo(chosen, rejected):
+    """Lambert et al. 2024: DPO's sums divided by the length of their response."""
+    mean = [sum(log_ratio(response)) / len(response[-1]) for response in (chosen, rejected)]
+    return 3 * mean[0] - 3 * mean[1]
+
+
+def adpo(chosen, rejected):
+    """Oi et al. 2026: a term for each of three segments, or as many as the shorter response has tokens."""
+    number = min(3, len(chosen[-1]), len(rejected[-1]))
+    parts = []
+    for response in (chosen, rejected):
+        ratio = log_ratio(response)
+        parts.append([[r for t, r in enumerate(ratio) if t * number // len(ratio) == i] for i in range(number)])
+    assert all(part for side in parts for part in side)
+    return [BETA * sum(one) - BETA * sum(other) for one, other in zip(*parts, strict=True)]
+
+
+def adpo_token(chosen, rejected):
+    """A term for each position; past its end a response adds nothing."""
+    pairs = zip_longest(log_ratio(chosen), log_ratio(rejected), fillvalue=0)
+    return [BETA * one - BETA * other for one, other in pairs]
+
+
+def alphapo(chosen, rejected):
+    """Gupta et al. 2025: (1 − p^(−α))/α of the mean probability."""
+    reward = []
+    for logps, *_, labels in (chosen, rejected):
+        p = (sum(logps[t, y] for t, y in enumerate(labels)) / len(labels)).exp()
+        reward.append(1.5 * (1 - p**-0.2) / 0.2)
+    return reward[0] - reward[1] - 0.3
+
+
 def plain_loss(method, policy, reference, oracle, label_smoothing, pairs=PAIRS):
-    """−(1 − s)·log σ(d) − s·log σ(−d), mean over pairs."""
+    """−(1 − s)·log σ(d) − s·log σ(−d), summed over the d of a pair where it has several, mean over pairs."""
     all_sequences = sequences(policy, reference, oracle, pairs)
     count, loss = len(all_sequences) // 2, 0.0
     for p in range(count):
-        d = globals()[method](all_sequences[p], all_sequences[p + count])
-        loss = loss - (1 - label_smoothing) * d.sigmoid().log() - label_smoothing * (-d).sigmoid().log()
+        pair = all_sequences[p], all_sequences[p + count]
+        terms, weigh = globals()[method](*pair), globals().get(f"{method}_weight", lambda *pair: 1.0)
+        for d in terms if isinstance(terms, list) else [terms]:
+            term = (1 - label_smoothing) * d.sigmoid().log() + label_smoothing * (-d).sigmoid().log()
+            loss = loss - weigh(*pair) * term
     return loss / count
 
 
@@ -142,6 +260,10 @@ class Heads:
         return self.hidden[model].flatten(0, 1)[PAIRS.tokens.rows]
 
 
+def read_by(objective):
+    return {"expectation": objective.expectation, "collision": objective.needs_collision}
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @every_method
@@ -153,15 +275,16 @@ def test_equals_the_paper(method, label_smoothing, seed):
     heads, tokens = Heads(seed), PAIRS.tokens
     reference = (heads.rows(1), heads.weight[1]) if objective.needs_reference else (None, None)
     stats = token_statistics(
-        heads.rows(0), heads.weight[0], *reference, tokens.labels, expectation=objective.expectation, chunk_size=4
+        heads.rows(0), heads.weight[0], *reference, tokens.labels, chunk_size=4, **read_by(objective)
     )
     logps = [logits.flatten(0, 1)[tokens.rows].log_softmax(-1) for logits in heads.logits]
     _, ref_logps, oracle_logps = (row.gather(1, tokens.labels[:, None])[:, 0] for row in logps)
     head = build_masks(config, WIDTH, 1, seed=0)
-    masks = head and head(ReferenceFeatures(logps=ref_logps, oracle_logps=oracle_logps), tokens)
+    read = ReferenceFeatures(logps=ref_logps, oracle_logps=oracle_logps, policy_logps=stats.policy_logps.detach())
+    masks = head and head(read, tokens)
     ours = objective(stats, masks, tokens).loss
     plain = plain_loss(method, *heads.logits, label_smoothing)
-    tolerance = 1e-6 if method == "d2po" else 1e-10
+    tolerance = 1e-6 if method in ("d2po", "weighted") else 1e-10
     torch.testing.assert_close(ours, plain, atol=tolerance, rtol=tolerance)
     got = torch.autograd.grad(ours, heads.trained)
     for mine, expected in zip(got, torch.autograd.grad(plain, heads.trained), strict=True):
@@ -177,6 +300,36 @@ def test_both_sides_of_the_dpop_penalty_were_seen():
     assert min(margins) < 0 < max(margins)
 
 
+def test_wpo_on_both_sides_of_the_cap():
+    """With policies that are less sure of themselves, which words drawn at random suit better."""
+    weights, tokens = [], PAIRS.tokens
+    for seed in range(6):
+        heads = Heads(seed)
+        heads.hidden[0].data *= 0.3
+        rows = heads.rows(0), heads.weight[0], heads.rows(1), heads.weight[1]
+        stats = token_statistics(*rows, tokens.labels, expectation=None, collision=True)
+        ours, plain = OBJECTIVES.get("wpo")(beta=BETA)(stats, None, tokens), plain_loss("wpo", *heads.logits, 0.0)
+        torch.testing.assert_close(ours.loss, plain, atol=1e-10, rtol=1e-10)
+        got, expected = (torch.autograd.grad(loss, heads.trained) for loss in (ours.loss, plain))
+        torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
+        pairs = sequences(*heads.logits, PAIRS)
+        weights.append([wpo_weight(pairs[p], pairs[p + 2]).item() for p in (0, 1)])
+        assert ours.metrics["pair_weight"].item() == pytest.approx(sum(weights[-1]) / 2)
+    assert min(map(min, weights)) < 0.9 and max(map(max, weights)) == 1
+
+
+def test_wpo_by_hand():
+    """Two words of 0.8 and 0.2: Σπ² is 0.68, a word weighs 0.8/0.68 or 0.2/0.68, and a pair 1 at most."""
+    tokens, words = responses([1], [1]), torch.tensor([[0.8, 0.2]] * 2).log()
+    for labels, weight in (([1, 1], (0.2 / 0.68) ** 2), ([0, 1], 0.8 * 0.2 / 0.68**2), ([0, 0], 1)):
+        models = words, torch.eye(2), torch.zeros(2, 2), torch.eye(2)
+        stats = token_statistics(*models, torch.tensor(labels), expectation=None, collision=True)
+        output = OBJECTIVES.get("wpo")(beta=BETA)(stats, None, tokens)
+        d = BETA * (stats.policy_logps[0] - stats.policy_logps[1]).item()
+        assert output.loss.item() == pytest.approx(weight * math.log(1 + math.exp(-d)), rel=1e-6)
+        assert output.metrics["pair_weight"].item() == pytest.approx(weight, rel=1e-6)
+
+
 def test_rewards_are_those_of_the_loss():
     """The margin of SimPO belongs to the loss; the rewards that are logged leave it out, as its authors do."""
     heads, tokens = Heads(), PAIRS.tokens
@@ -190,6 +343,31 @@ def test_rewards_are_those_of_the_loss():
     assert not out.chosen_rewards.requires_grad
 
 
+def loss_of(loss, section, **from_host):
+    heads, tokens = Heads(), PAIRS.tokens
+    stats = token_statistics(heads.rows(0), heads.weight[0], heads.rows(1), heads.weight[1], tokens.labels)
+    return LossConfig.from_section(section, loss, **from_host).build_objective()(stats, None, tokens)
+
+
+def test_one_segment_is_dpo():
+    one, dpo = loss_of("adpo", {"segments": 1}, beta=BETA), loss_of("dpo", {}, beta=BETA)
+    torch.testing.assert_close(one.loss, dpo.loss, atol=1e-12, rtol=0)
+
+
+def test_rewards_of_segments_are_those_of_dpo():
+    """What is logged is the sum over a response, however many terms the loss has."""
+    many, dpo = loss_of("adpo", {"segments": 3}, beta=BETA), loss_of("dpo", {}, beta=BETA)
+    for side in ("chosen_rewards", "rejected_rewards", "advantage"):
+        torch.testing.assert_close(getattr(many, side), getattr(dpo, side), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("alpha", "tolerance"), [(0, 1e-12), (1e-9, 1e-7)])
+def test_alphapo_of_no_alpha_is_simpo(alpha, tolerance):
+    """The next term of the expansion is α·mean²/2, of order α; without expm1 rounding would make it 1e-7 and more."""
+    ours = loss_of("alphapo", {"alpha": alpha, "beta": 2, "gamma": 0.5})
+    torch.testing.assert_close(ours.loss, loss_of("simpo", {}).loss, atol=tolerance, rtol=0)
+
+
 # Through the step, on tiny models.
 
 
@@ -201,7 +379,7 @@ class Run:
         self.policy, self.calls = policy or decoder("llama").train(), []
         reads = LossConfig.from_section(section, loss).uses_reference
         self.reference = decoder("llama", seed=1) if separate and reads else None
-        self.oracle = decoder("llama", seed=2) if loss == "sepo" else None
+        self.oracle = decoder("llama", seed=2) if "oracle" in section else None
         options = {"loss": loss, "beta": BETA, "label_smoothing": 0.1}
         self.step = make_step({**section, **changes}, self.policy, self.reference, **options)
         self.tokens = PAIRS.tokens if layout == "padded" else PAIRS.packed_tokens
@@ -271,7 +449,7 @@ def lora(dropout=0.3):
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "simpo"])
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("simpo", "alphapo", "confpo")])
 def test_shared_reference_equals_a_separate_one(method, layout):
     shared = Run(method, lora(), separate=False, layout=layout)
     assert "reference" not in dict(shared.calls)
@@ -289,8 +467,12 @@ def test_without_a_reference_the_adapter_stays_on(monkeypatch):
 
 @pytest.mark.parametrize(
     ("method", "ran"),
-    [("simpo", ["policy"]), ("sepo", ["reference", "oracle", "policy"])]
-    + [(method, ["reference", "policy"]) for method in ("dpo", "tdpo1", "tdpo2", "dpop", "d2po")],
+    [(method, ["policy"]) for method in ("simpo", "alphapo", "confpo")]
+    + [(method, ["reference", "oracle", "policy"]) for method in ("sepo", "tgdpo")]
+    + [
+        (method, ["reference", "policy"])
+        for method in ("dpo", "tdpo1", "tdpo2", "dpop", "d2po", "weighted", "ln_dpo", "adpo")
+    ],
 )
 def test_models_that_run(method, ran):
     run = Run(method)
@@ -305,7 +487,7 @@ def test_no_hidden_states_are_collected(method):
     assert all(hooks == 0 for _, hooks in run.calls)
     if run.features is not None:
         assert run.features.hidden_states is run.features.activations is None
-        assert (run.features.logps is not None) == (method == "sepo")
+        assert (run.features.logps is not None) == ("oracle" in METHODS[method][1])
 
 
 @pytest.mark.parametrize("mask", ["uniform", "random", "decay"])
@@ -330,6 +512,16 @@ def test_the_hook_count_counts(monkeypatch):
         ("dpo", 2, (1, 1, 0), (1, 0, 0)),
         ("dpop", 2, (1, 1, 0), (1, 0, 0)),
         ("d2po", 2, (1, 1, 0), (1, 0, 0)),
+        ("weighted", 2, (1, 1, 0), (1, 0, 0)),
+        ("ld_dpo", 2, (1, 1, 0), (1, 0, 0)),
+        ("tgdpo", 2, (1, 2, 1), (1, 0, 0)),
+        ("confpo", 1, (1, 0, 0), (1, 0, 0)),
+        ("selective", 2, (1, 1, 0), (1, 0, 0)),
+        ("wpo", 3, (1, 1, 0), (1, 0, 0)),
+        ("ln_dpo", 2, (1, 1, 0), (1, 0, 0)),
+        ("adpo", 2, (1, 1, 0), (1, 0, 0)),
+        ("adpo_token", 2, (1, 1, 0), (1, 0, 0)),
+        ("alphapo", 1, (1, 0, 0), (1, 0, 0)),
         ("tdpo1", 3, (1, 1, 0), (0, 1, 0)),  # the gradient of r_t − e_t is without π
         ("tdpo2", 3, (1, 1, 0), (1, 1, 0)),
     ],
@@ -363,20 +555,25 @@ def watch(function, before):
     return watched
 
 
+MASKED = ("d2po", "weighted", "ld_dpo", "tgdpo", "confpo", "selective", "sepo")
+
+
 @pytest.mark.parametrize(
     ("method", "logged"),
     [
-        *((method, set()) for method in ("dpo", "dpop", "simpo")),
+        *((method, set()) for method in ("dpo", "dpop", "simpo", "ln_dpo", "adpo", "alphapo")),
         *((method, {"token_kl"}) for method in ("tdpo1", "tdpo2")),
-        *((method, {"sparsity_reward", "mask_reward_mean"}) for method in ("d2po", "sepo")),
+        ("wpo", {"pair_weight"}),
+        *((method, {"sparsity_reward", "mask_reward_mean"}) for method in MASKED),
     ],
 )
 def test_metrics(method, logged):
     """Nothing of masks where there are none, nothing of a KL that is not computed."""
     run = Run(method)
-    names = {f"{name}_{side}" for name in logged for side in ("chosen", "rejected")}
+    names = {f"{name}_{side}" for name in logged - {"pair_weight"} for side in ("chosen", "rejected")}
+    names |= logged & {"pair_weight"}
     assert run.output.metrics.keys() == names | ({"token_kl_margin"} if "token_kl" in logged else set())
-    assert (run.output.masks is None) == (method not in ("d2po", "sepo"))
+    assert (run.output.masks is None) == ("sparsity_reward" not in logged)
 
 
 def test_selection_models_may_have_another_vocabulary_size():
@@ -407,6 +604,11 @@ def test_selection_models_may_have_another_vocabulary_size():
         ("simpo", None, {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.1}),
         ("simpo", {"beta": 2.5, "gamma": 0}, {"beta": 2.5, "gamma": 0.0}),
         ("d2po", {}, {"beta": BETA}),
+        ("confpo", {}, {"beta": 1.5, "gamma": 1.6, "label_smoothing": 0.1}),
+        ("ln_dpo", {}, {"beta": 5.0, "label_smoothing": 0.1}),
+        ("adpo", {}, {"beta": BETA, "segments": "token"}),
+        ("adpo", {"segments": 4}, {"segments": 4}),
+        ("alphapo", {}, {"beta": 2.5, "gamma": 0.1, "alpha": 0.25, "label_smoothing": 0.1}),
         ("sepo", {**ORACLE, "gamma": 3, "k": 0.5}, {"gamma": 3.0, "label_smoothing": 0.1}),
     ],
 )
@@ -421,6 +623,9 @@ def test_options_reach_the_objective(loss, section, expected):
     [
         ("d2po", {}, {"gamma": 0.98}),
         ("d2po", {"gamma": 0.9}, {"gamma": 0.9}),
+        ("weighted_dpo", {"mask": "length"}, {"alpha": 0.5}),
+        ("selective", {}, {"k": 0.6}),
+        ("weighted_dpo", {"mask": "oracle_reward", **ORACLE}, {"scale": 0.05}),
         ("sepo", ORACLE, {"oracle": "a-folder", "k": 0.3}),
         ("sepo", {**ORACLE, "k": 0.8, "gamma": 3}, {"k": 0.8}),
     ],
@@ -431,7 +636,7 @@ def test_options_reach_the_mask(loss, section, expected):
     assert {name: getattr(head.reward, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("loss", ["dpo", "tdpo", "dpop", "simpo"])
+@pytest.mark.parametrize("loss", ["dpo", "tdpo", "dpop", "simpo", "ln_dpo", "adpo", "alphapo"])
 def test_losses_without_a_mask_build_none(loss):
     assert build_masks(LossConfig.from_section({}, loss), WIDTH, 1, seed=0) is None
 
@@ -468,12 +673,25 @@ def test_losses_without_a_mask_build_none(loss):
         ("d2po", {"gamma": 1.1}, r"d2po\.gamma: .*less than or equal to 1"),
         ("d2po", {"chunk_size": 0}, r"d2po\.chunk_size: .*greater than 0"),
         ("d2po", {"objective": {}}, r"d2po\.objective is not a key"),
+        ("weighted_dpo", {"mask": "length", "alpha": 1.1}, r"weighted_dpo\.alpha: .*less than or equal to 1"),
+        ("weighted_dpo", {"mask": "oracle_reward"}, r"weighted_dpo\.oracle is needed"),
+        ("confpo", {"mask": "confidence"}, r"confpo\.mask is not a key .* beta, gamma$"),
+        ("selective", {"k": 1}, r"selective\.k: .*less than 1"),
         ("sepo", {}, r"sepo\.oracle is needed"),
         ("sepo", {**ORACLE, "k": 0}, r"sepo\.k: .*greater than 0"),
         ("sepo", {**ORACLE, "k": 1.5}, r"sepo\.k: .*less than or equal to 1"),
         ("sepo", {"oracle": 3}, r"sepo\.oracle: .*string, not 3"),
         ("sepo", {**ORACLE, "gamma": 0}, r"sepo\.gamma: .*greater than 0"),
+        ("ln_dpo", {"beta": 0}, r"ln_dpo\.beta: .*greater than 0"),
+        ("adpo", {"segments": 0}, r"adpo\.segments: .*greater than 0, not 0; .*'token', not 0$"),
+        ("adpo", {"segments": "word"}, r"adpo\.segments: .*'token', not 'word'$"),
+        ("alphapo", {"gamma": -0.1}, r"alphapo\.gamma: .*greater than or equal to 0"),
         ("dpo", [1], r"dpo: a mapping of keys is needed"),
+        ("weighted_dpo", {}, r"^weighted_dpo\.mask is needed: it has no default$"),
+        *(
+            ("weighted_dpo", {"mask": "decay", key: value}, rf"^weighted_dpo\.{key} is not a key .* mask, gamma$")
+            for key, value in {"shared": True, "reward": {}, "kl": {"gamma": 0.5}, "l1_reward": 0.1}.items()
+        ),
     ],
 )
 def test_mistakes_in_a_section(loss, section, message):
@@ -551,8 +769,164 @@ def test_selected_without_tokens():
 def test_selected_refuses_a_share_of_a_sequence():
     tokens = responses([4], [3]).shard(0, 3, group=object())
     features = ReferenceFeatures(logps=torch.zeros(len(tokens)), oracle_logps=torch.zeros(len(tokens)))
-    with pytest.raises(SparsePOError, match=r"selected.*must not be sharded over processes"):
+    with pytest.raises(SparsePOError, match=r"ranked, which must not be sharded over processes"):
         SelectedMask(oracle="a-folder")(features, tokens)
+
+
+def differing(chosen: list[list[int]], rejected: list[list[int]], **options) -> list[list[float]]:
+    """Weights of `diff` for responses of these tokens, after prompts of one token, chosen first."""
+    sequences = [torch.tensor([0, *response]) for response in (*chosen, *rejected)]
+    lens = [len(sequence) for sequence in sequences]
+    tokens = ResponseTokens.from_packed(torch.cat(sequences), lens, [1] * len(lens))
+    mask = DiffMask(**options)(ReferenceFeatures(), tokens)
+    assert mask.dtype == torch.float32
+    return [mask[tokens.sequence == s].tolist() for s in range(len(lens))]
+
+
+def test_diff_by_hand():
+    """Two pairs: a token replaced before a common end, and a response that is the beginning of the other."""
+    chosen, rejected = [[5, 6, 7, 2], [5, 6]], [[5, 8, 9, 7, 2], [5, 6, 2]]
+    assert differing(chosen, rejected) == [[0, 1, 0, 0], [0, 0], [0, 1, 1, 0, 0], [0, 0, 1]]
+    assert differing(chosen[:1], rejected[:1], outside=0.25) == [[0.25, 1, 0.25, 0.25], [0.25, 1, 1, 0.25, 0.25]]
+
+
+def test_diff_refuses_a_share_of_a_sequence():
+    tokens = responses([4], [3]).shard(0, 3, group=object())
+    with pytest.raises(SparsePOError, match=r"diff.*must not be sharded over processes"):
+        DiffMask()(ReferenceFeatures(), tokens)
+
+
+def test_length_by_hand():
+    """Past the shorter response of its own pair, whichever that is; two of a length are DPO's."""
+    mask = LengthMask(alpha=0.3)(ReferenceFeatures(), responses([4, 1, 2], [2, 3, 2]))
+    assert mask.dtype == torch.float32
+    assert mask.tolist() == pytest.approx([1, 1, 0.3, 0.3, 1, 1, 1, 1, 1, 1, 0.3, 0.3, 1, 1])
+
+
+def test_oracle_reward_by_hand():
+    """Up with the oracle's reward in chosen, down in rejected; not clamped, so that a token may be turned round."""
+    rewards = torch.tensor([1.0, -2.0, 30.0, -30.0, 0.0, 1.0, 30.0])
+    features = ReferenceFeatures(logps=torch.full((7,), -1.0), oracle_logps=rewards - 1)
+    mask = OracleRewardMask(oracle="a-folder")(features, responses([4], [3]))
+    assert mask.tolist() == pytest.approx([1.05, 0.9, 2.5, -0.5, 1.0, 0.95, -0.5])
+
+
+def test_sampled_by_the_numbers_of_the_random_mask():
+    """As many of the longer response as the shorter has, those with the lowest numbers; the shorter is kept whole."""
+    tokens = responses([4, 1, 3], [2, 6, 3])
+    drawn, numbers = SampledMask(seed=5)(ReferenceFeatures(), tokens), RandomMask(seed=5)(ReferenceFeatures(), tokens)
+    assert drawn.dtype == torch.float32
+    for sequence, count in enumerate([2, 1, 3] * 2):
+        own = tokens.sequence == sequence
+        assert drawn[own].nonzero().flatten().tolist() == sorted(numbers[own].argsort()[:count].tolist())
+
+
+def test_sampled_anew_and_evenly():
+    """Each of the longer response's tokens in 2 of 5 steps, by the step and the seed alone."""
+    tokens, mask = responses([5], [2]), SampledMask(seed=0).train()
+    drawn = [mask(ReferenceFeatures(), tokens)[:5] for _ in range(500)]
+    assert {row.sum().item() for row in drawn} == {2.0}
+    share = torch.stack(drawn).mean(0)
+    assert (share - 0.4).abs().max() < 4 * (0.4 * 0.6 / 500) ** 0.5
+    mask.at_step(0)
+    assert torch.equal(mask(ReferenceFeatures(), tokens)[:5], drawn[0])
+    other = SampledMask(seed=1).train()
+    assert not all(torch.equal(other(ReferenceFeatures(), tokens)[:5], row) for row in drawn[:10])
+
+
+def test_sampled_alike_in_any_layout_and_batch():
+    packed, padded = (SampledMask()(ReferenceFeatures(), tokens) for tokens in (PAIRS.packed_tokens, PAIRS.tokens))
+    assert torch.equal(packed, padded)
+    swapped = Pairs([TWO_PAIRS[index] for index in (1, 0, 3, 2)])
+    swapped.sequences = [PAIRS.sequences[index] for index in (1, 0, 3, 2)]
+    other = SampledMask()(ReferenceFeatures(), swapped.packed_tokens)
+    of = lambda mask, tokens, sequence: mask[tokens.sequence == sequence].tolist()  # noqa: E731
+    for sequence, place in enumerate((1, 0, 3, 2)):
+        assert of(other, swapped.packed_tokens, sequence) == of(packed, PAIRS.packed_tokens, place)
+
+
+def test_sampled_refuses_a_share_of_a_sequence():
+    with pytest.raises(SparsePOError, match=r"ranked, which must not be sharded over processes"):
+        SampledMask()(ReferenceFeatures(), responses([4], [3]).shard(0, 3, group=object()))
+
+
+def of_policy(mask, probabilities: list[list[float]], reference: list[list[float]] | None = None):
+    """A mask's weights of each response of one pair, whose tokens have these probabilities."""
+    tokens = responses([len(probabilities[0])], [len(probabilities[1])])
+    each = (probabilities, reference or probabilities)
+    logps, ref_logps = (torch.tensor([*responses[0], *responses[1]]).log() for responses in each)
+    weights = mask(ReferenceFeatures(policy_logps=logps, logps=ref_logps), tokens)
+    assert weights.dtype == torch.float32
+    return [weights[tokens.sequence == s].tolist() for s in (0, 1)], logps, tokens
+
+
+def test_confidence_by_hand():
+    """Below the mean of probabilities, 0.3 and 0.35, and not of their logarithms, 0.26 and 0.22."""
+    weights, *_ = of_policy(ConfidenceMask(), [[0.5, 0.1, 0.29, 0.31], [0.9, 0.05, 0.25, 0.2]])
+    assert weights == [[0, 1, 1, 0], [0, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.3, 1 / 3, 0.7, 1e-30])
+def test_no_token_is_below_a_mean_that_all_have(probability):
+    weights, *_ = of_policy(ConfidenceMask(), [[probability] * 7, [probability]])
+    assert weights == [[0] * 7, [0]]
+
+
+def test_confpo_by_hand():
+    """(log 0.1 + log 0.2)/2 against log 0.05; a pair with nothing to select is 0 and counts in the mean."""
+    weights, logps, tokens = of_policy(ConfidenceMask(), [[0.6, 0.1, 0.2], [0.8, 0.05]])
+    assert weights == [[0, 1, 1], [0, 1]]
+    mask = torch.tensor([0.0, 1, 1, 0, 1])
+    d = 1.5 * ((math.log(0.1) + math.log(0.2)) / 2 - math.log(0.05)) - 1.6
+    output = OBJECTIVES.get("confpo")()(TokenStatistics(logps), MaskPair(mask, mask), tokens)
+    assert output.loss.item() == pytest.approx(math.log(1 + math.exp(-d)), rel=1e-6)
+    assert output.chosen_rewards.item() == pytest.approx(1.5 * math.log(0.1 * 0.2) / 2, rel=1e-6)
+    tokens = responses([3, 1], [2, 2])
+    mask = torch.tensor([0.0, 1, 1, 0, 0, 1, 0, 1])
+    logps = torch.tensor([0.6, 0.1, 0.2, 0.3, 0.8, 0.05, 0.8, 0.05]).log()
+    output = OBJECTIVES.get("confpo")()(TokenStatistics(logps), MaskPair(mask, mask), tokens)
+    assert output.loss.item() == pytest.approx(math.log(1 + math.exp(-d)) / 2, rel=1e-6)
+
+
+def test_log_ratio_by_hand():
+    """Where the policy is below the reference in chosen, above it in rejected: the 3 highest of 6, the 2 of 4."""
+    reference = [[0.5] * 6, [0.2] * 4]
+    policy = [[0.1, 0.9, 0.4, 0.6, 0.7, 0.3], [0.1, 0.3, 0.25, 0.05]]
+    weights, *_ = of_policy(LogRatioMask(), policy, reference)
+    assert weights == [[1, 0, 1, 0, 0, 1], [0, 1, 1, 0]]
+
+
+def test_log_ratio_keeps_all_that_are_equal():
+    """At the first step, where the policy is its reference; later those at the quantile."""
+    weights, *_ = of_policy(LogRatioMask(), [[0.1, 0.9, 0.4], [0.5]])
+    assert weights == [[1, 1, 1], [1]]
+    weights, *_ = of_policy(LogRatioMask(), [[0.25, 0.25, 0.25, 0.5], [0.5, 0.5]], [[0.5] * 4, [0.25, 0.5]])
+    assert weights == [[1, 1, 1, 0], [1, 0]]
+
+
+@pytest.mark.parametrize("k", [0.0, 0.1, 0.29, 0.5, 0.55, 0.6, 0.7, 0.99])
+def test_log_ratio_keeps_what_the_quantile_does(k):
+    """Its interpolation changes nothing: what is kept begins with the next value that there is."""
+    for n in (1, 2, 3, 6, 11, 101):
+        policy = torch.rand(2, n, generator=torch.Generator().manual_seed(n)).tolist()
+        (chosen, rejected), logps, _ = of_policy(LogRatioMask(k=k), policy, [[0.5] * n] * 2)
+        score = (logps - torch.tensor(0.5).log()).chunk(2)
+        place = round(k * (n - 1), 6)  # torch's own is a bit off where this is whole
+        for weights, values in ((chosen, -score[0]), (rejected, score[1])):
+            ordered = values.double().sort().values
+            low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+            assert weights == (values >= low + (place - math.floor(place)) * (high - low)).float().tolist()
+
+
+def test_log_ratio_refuses_a_share_of_a_sequence():
+    tokens = responses([4], [3]).shard(0, 3, group=object())
+    features = ReferenceFeatures(logps=torch.zeros(len(tokens)), policy_logps=torch.zeros(len(tokens)))
+    with pytest.raises(SparsePOError, match=r"ranked, which must not be sharded over processes"):
+        LogRatioMask()(features, tokens)
+
+
+def test_length_without_tokens():
+    assert LengthMask()(ReferenceFeatures(), responses([1], [1]).shard(0, 0, None)).shape == (0,)
 
 
 @pytest.mark.parametrize("gamma", [0.98, 0.5, 1.0])

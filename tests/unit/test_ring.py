@@ -26,6 +26,10 @@ SECTIONS = {
     "activation": {"mask": "activation"},
     "activation, no rescaling": {"mask": "activation", "rescale": "none"},
     "random": {"mask": "random"},
+    "confpo": {"loss": "confpo"},
+    "wpo": {"loss": "wpo"},
+    "adpo": {"loss": "adpo"},
+    "adpo, segments": {"loss": "adpo", "segments": 2},
 }
 
 
@@ -46,14 +50,17 @@ def compute(section: dict, lens: list, rank: int | None) -> dict[str, Tensor]:
         here = slice(rank * share, (rank + 1) * share)
         row, layers, sites = row[here], layers[:, here], sites[:, here]
         tokens = tokens.shard(rank * share, (rank + 1) * share, dist.group.WORLD)
-    config = LossConfig.from_section(section, beta=0.5, label_smoothing=0.1)
-    masks = build_masks(config, WIDTH, LAYERS, seed=0).double()
-    for parameter in masks.parameters():
+    loss, section = section.get("loss", "sparsepo"), {key: value for key, value in section.items() if key != "loss"}
+    config = LossConfig.from_section(section, loss, beta=0.5, label_smoothing=0.1)
+    masks = build_masks(config, WIDTH, LAYERS, seed=0)
+    learned = {} if masks is None else dict(masks.double().named_parameters())
+    for parameter in learned.values():
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=g, dtype=torch.float64)
     rows = tokens.rows
-    features = ReferenceFeatures(layers[:, rows], sites[:, rows], layers[-1, rows])
-    stats = token_statistics((row @ matrix)[rows], head, layers[-1, rows], ref_head, tokens.labels)
-    pair: MaskPair = masks(features, tokens)
+    stats = token_statistics((row @ matrix)[rows], head, layers[-1, rows], ref_head, tokens.labels, collision=True)
+    of_reference = layers[:, rows], sites[:, rows], layers[-1, rows]
+    features = ReferenceFeatures(*of_reference, policy_logps=stats.policy_logps.detach())
+    pair: MaskPair | None = None if masks is None else masks(features, tokens)
     out = config.build_objective()(stats, pair, tokens)
     nll = -tokens.mean(stats.policy_logps)[: tokens.num_pairs].mean()
     (out.loss + 0.2 * nll).backward()
@@ -63,7 +70,7 @@ def compute(section: dict, lens: list, rank: int | None) -> dict[str, Tensor]:
         "chosen": out.chosen_rewards,
         "rows": torch.tensor(len(rows)),
     }
-    named = {"matrix": matrix, "head": head, **dict(masks.named_parameters())}
+    named = {"matrix": matrix, "head": head, **learned}
     result.update({f"gradient of {name}": parameter.grad for name, parameter in named.items()})
     result.update({f"metric {name}": value for name, value in token_metrics(stats, pair, tokens).items()})
     return result

@@ -30,6 +30,9 @@ METHODS = {
     "simpo": {},
     "d2po": {"gamma": 0.7},
     "sepo": {"oracle": "oracle", "k": 0.5},
+    "confpo": {},
+    "selective": {},
+    "wpo": {},
 }
 
 
@@ -76,6 +79,31 @@ def leave(tmp_path, models_folder, tokenizer):
     return leave
 
 
+def test_weights_of_a_question(leave):
+    """By hand: one of the two characters of w5 weighs 0.5; what is in no span weighs 1, and the end 0."""
+    section = {"reward": {"mask": "column", "end": 0.0}, "kl": {"mask": "uniform"}}
+    run = load_run(leave(section=section)[0])
+    spans = {
+        "chosen_weights": [{"start": 4, "end": 8, "weight": 0.5, "text": "5 w6"}],
+        "rejected_weights": [{"start": 0, "end": 2, "weight": 0.25}],
+    }
+    table = run.tokens(**PAIR, **spans)
+    assert table.of("chosen").mask_reward.tolist() == [1.0, 0.75, 0.5, 1.0, 0.0]
+    assert table.of("rejected").mask_reward.tolist() == [0.25, 1.0, 0.0]
+    assert run.tokens(**PAIR).of("rejected").mask_reward.tolist() == [1.0, 1.0, 0.0]
+    alone = run.tokens("w1 ", response="w2 w3", response_weights=spans["rejected_weights"])
+    assert alone.mask_reward.tolist() == [0.25, 1.0, 0.0]
+    with pytest.raises(SparsePOError, match="chosen_weights: span 1 is from 4 to 80"):
+        run.tokens(**PAIR, chosen_weights=[{"start": 4, "end": 80, "weight": 0.5}])
+    with pytest.raises(SparsePOError, match="tokens: response_weights has no effect without response"):
+        run.tokens(**PAIR, response_weights=[])
+
+
+def test_weights_that_no_mask_reads(leave):
+    with pytest.raises(SparsePOError, match="tokens: chosen_weights has no effect, no mask reads weights of the data"):
+        load_run(leave("dpo")[0]).tokens(**PAIR, chosen_weights=[])
+
+
 def logps_of(model, ids):
     """Log-probabilities of every next token. [T-1, V]."""
     with torch.no_grad():
@@ -104,7 +132,7 @@ def test_every_loss(leave, loss, tokenizer, models_folder):
         part = table.of(side)
         logps, reference_logps, kl = expected(policy, reference, tokenizer, words)
         torch.testing.assert_close(part.logps, logps, atol=1e-5, rtol=1e-5)
-        if loss == "simpo":
+        if loss in ("simpo", "confpo"):
             assert part.reference_logps is part.log_ratio is part.kl is None
         else:
             torch.testing.assert_close(part.reference_logps, reference_logps, atol=1e-5, rtol=1e-5)
@@ -118,7 +146,9 @@ def advantage(loss, part, chosen):
     """a_t of each method from the columns of the table."""
     if loss == "sparsepo":
         return part.mask_reward * part.log_ratio + part.mask_kl * part.kl
-    if loss in ("d2po", "sepo"):
+    if loss == "selective":
+        return part.mask_reward * part.log_ratio
+    if loss in ("d2po", "sepo", "confpo"):
         scaled = part.mask_reward * (part.log_ratio if loss == "d2po" else part.logps / part.mask_reward.sum())
         return scaled
     if loss == "simpo":

@@ -93,6 +93,11 @@ def test_sliding_window(window):
         ("dpop", {}),
         ("simpo", {"beta": 2.0}),
         ("d2po", {"gamma": 0.9}),
+        ("weighted_dpo", {"mask": "sampled"}),
+        ("confpo", {}),
+        ("selective", {}),
+        ("wpo", {}),
+        ("weighted_dpo", {"mask": "transport"}),
     ],
 )
 def test_losses_and_masks(loss, section):

@@ -114,7 +114,24 @@ def _read_loss(cfg: Mapping[str, Any], loss: str) -> LossConfig:
         from_host[option] = value
     config = LossConfig.from_section(cfg.get(section), loss, **from_host)
     config.build_objective()
+    if config.column is not None:
+        _refuse_moved_responses(cfg)
     return config
+
+
+def _refuse_moved_responses(cfg: Mapping[str, Any]) -> None:
+    """Refuse keys of Axolotl with which spans of weights would not be of the text that is trained on.
+
+    Raises:
+        SparsePOError: names the key.
+    """
+    if str(cfg.get("excess_length_strategy") or "").lower() == "truncate":
+        raise SparsePOError(
+            "excess_length_strategy: truncate cuts responses, which mask 'column' has weights of; drop"
+        )
+    kinds = [{str(each.get("type")) for each in cfg.get(key) or []} for key in ("datasets", "test_datasets")]
+    if not kinds[1] <= kinds[0]:
+        raise SparsePOError("test_datasets: with mask 'column' their type must be that of datasets")
 
 
 def _host_options(cfg: Mapping[str, Any]) -> dict[str, tuple[str, float]]:

@@ -1,5 +1,6 @@
 """The trainer that the plugin names: TRL's with our losses, and Axolotl's additions to TRL's."""
 
+from dataclasses import replace
 from typing import Any
 
 from axolotl.core.trainers.dpo import DPOStrategy
@@ -10,6 +11,7 @@ from ...checkpoint import RunDescription, save_masks, versions_of
 from ...errors import SparsePOError, met_by_all, telling_its_starter
 from ...texts import Joining
 from ..trl import SparsePOTrainer
+from ..trl.weighed import Weigher
 from .strategies import describe_joining
 
 
@@ -38,6 +40,13 @@ class AxolotlSparsePOTrainer(SparsePOTrainer, DPOStrategy.get_trainer_class()):
             masks = self.masked.masks
             save_masks(self.args.output_dir, self.description, masks.state_dict() if masks else {})
         return output
+
+    def _weigher(self, tokenizer: Any, dataset: Any) -> Weigher:
+        """See `SparsePOTrainer`; Axolotl's prompt strategies have put text around the responses."""
+        joining = describe_joining(self._cfg, tokenizer, dataset.column_names, Joining(end="appended"))
+        if joining.unknown:
+            raise SparsePOError(f"datasets: mask 'column' must know where responses stand: {joining.unknown}")
+        return replace(super()._weigher(tokenizer, dataset), template=joining.output_template)
 
     def _describe(self, joining: Joining) -> RunDescription:
         columns, tokenizer = self._rows.column_names, self.processing_class

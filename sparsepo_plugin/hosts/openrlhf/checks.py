@@ -96,7 +96,7 @@ def check_run(args: SimpleNamespace, strategy: Any, config: LossConfig | None = 
     Raises:
         SparsePOError: a model, a key of the masks, or a row of the data; the line names it.
     """
-    return check_pairs(args, strategy, check_models(args, config))
+    return check_pairs(args, strategy, check_models(args, config), config)
 
 
 def check_models(args: SimpleNamespace, config: LossConfig | None = None) -> Any:

@@ -29,6 +29,7 @@ from .layout import layout
 from .pairs import first_pair
 from .policy import HostedPolicy
 from .record import RunRecord
+from .weighed import WeighedDataset, as_text, unpack
 
 _CAUSALITY_TOKENS = 64  # of each response are enough to see what a mask looks at; each costs a forward
 _OF_MASK_GROUP = ("mask_lr", "mask_weight_decay")
@@ -85,9 +86,16 @@ class TokenLoss(PreferenceLoss):
             self.bad_rows = check_run(self.args, strategy, self.config)
 
     def select_rows(self, dataset: str, split: str, rows: Any) -> Any:
-        """The rows of a data set without those that `data.on_bad_row: drop` leaves out."""
-        bad = self.bad_rows[dataset, split]
-        return rows.select([index for index in range(len(rows)) if index not in bad]) if bad else rows
+        """The rows of a data set without those that `data.on_bad_row: drop` leaves out; spans of weights as text."""
+        bad, column = self.bad_rows[dataset, split], self.config.column
+        rows = rows.select([index for index in range(len(rows)) if index not in bad]) if bad else rows
+        keys = (self.args.data.chosen_key, self.args.data.rejected_key)
+        return rows if column is None else as_text(rows, [key + column.suffix for key in keys])
+
+    def make_dataset(self, *args: Any, **kwargs: Any) -> Any:
+        """OpenRLHF's data set of pairs, with the weights of their tokens where a mask reads them."""
+        column = self.config.column
+        return super().make_dataset(*args, **kwargs) if column is None else WeighedDataset(column, *args, **kwargs)
 
     def run_options(self) -> dict[str, Any]:
         """Options that a checkpoint must have been written with to be resumed, by key of the YAML."""
@@ -169,13 +177,15 @@ class TokenLoss(PreferenceLoss):
 
         Args:
             trainer: The DPOTrainer.
-            batch: chosen_ids, c_mask, reject_ids, r_mask and prompt_id_lens, on the device.
+            batch: chosen_ids, c_mask, reject_ids and r_mask, on the device, and prompt_id_lens or what stands there of
+                a `WeighedDataset`.
 
         Returns:
             Loss for the backward, preference loss, chosen and rejected rewards [P], and numbers to log.
         """
         _seed(trainer)
-        inputs, tokens, pairs = layout(trainer, batch)
+        batch, weights = (batch, None) if self.config.column is None else unpack(batch)
+        inputs, tokens, pairs = layout(trainer, batch, weights)
 
         def run_policy(**extra: Any) -> PolicyOutput:
             return HostedPolicy.read(trainer.model(**inputs, **extra))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
+from ...config import LossConfig
 from ...errors import SparsePOError
 from .rows import RowJudge, Texts, Verdict, load_tokenizer
 from .sources import Part, Source, parts, refuse_keys
@@ -29,9 +30,10 @@ class Found(NamedTuple):
     reasons: list[tuple[int, str]]  # of the first LISTED
     left_out: list[int]  # by OpenRLHF, for the length of their prompt
     same: int  # pairs whose responses are the same
+    unweighed: int  # that have none of the weights that a mask reads
 
 
-def check_pairs(args: SimpleNamespace, strategy: Any, model_config: Any) -> BadRows:
+def check_pairs(args: SimpleNamespace, strategy: Any, model_config: Any, config: LossConfig | None = None) -> BadRows:
     """Read the training and evaluation pairs as OpenRLHF will, and look at every row.
 
     Each rank looks at its share of the rows, and all come to the same end. The first lists bad rows on stderr.
@@ -40,16 +42,18 @@ def check_pairs(args: SimpleNamespace, strategy: Any, model_config: Any) -> BadR
         args: OpenRLHF's arguments.
         strategy: OpenRLHF's strategy.
         model_config: Hugging Face config of the policy.
+        config: The loss; None is OpenRLHF's own DPO.
 
     Returns:
         The rows to leave out; there are some only where `data.on_bad_row` is `drop`.
 
     Raises:
         SparsePOError: a key of the data or the tokenizer is wrong; a file or column is missing; there are fewer pairs
-            than a batch; or a row cannot be read or trained on. The line names the key, or file and row from 1.
+            than a batch; a row cannot be read or trained on; or no row has weights and a mask reads them. The line
+            names the key, or file and row from 1.
     """
     refuse_keys(args)
-    judge = RowJudge(args, load_tokenizer(args, strategy, model_config), model_config)
+    judge = RowJudge(args, load_tokenizer(args, strategy, model_config), model_config, config and config.column)
     sources = {source.identity: source for part in parts(args) for source in part.sources}
     _refuse_unreadable(chain.from_iterable(source.faults() for source in sources.values()))
     found = {identity: _look_at(_read(source, judge, strategy), source, judge) for identity, source in sources.items()}
@@ -57,6 +61,8 @@ def check_pairs(args: SimpleNamespace, strategy: Any, model_config: Any) -> BadR
     _tell_idle(sources, found, args.data.max_len)
     for part in parts(args):
         _refuse_few(part, found, args, strategy)
+    if judge.weight_keys:
+        _tell_unweighed(sources, found, " or ".join(judge.weight_keys), config.section)
     return {identity: set(each.bad) for identity, each in found.items()}
 
 
@@ -93,7 +99,7 @@ def _refuse_unreadable(faults: Iterable[tuple[str, str | None]]) -> None:
 def _look_at(data: Any, source: Source, judge: RowJudge) -> Found:
     """Judge this rank's share of the rows and gather what all have found."""
     judge.refuse_columns(data.column_names, source.name)
-    data = data.select_columns(judge.columns)
+    data = data.select_columns([*judge.columns, *(key for key in judge.weight_keys if key in data.column_names)])
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     verdicts: dict[int, Verdict] = {}
     for start in range(rank * _BATCH, len(data), ranks * _BATCH):
@@ -107,6 +113,7 @@ def _look_at(data: Any, source: Source, judge: RowJudge) -> Found:
         reasons=list(islice(bad.items(), LISTED)),
         left_out=[index for index, verdict in verdicts.items() if verdict.left_out],
         same=sum(verdict.same for verdict in verdicts.values()),
+        unweighed=sum(verdict.unweighed for verdict in verdicts.values()),
     )
     all_of_them = [mine] * ranks
     if dist.is_initialized():
@@ -117,6 +124,7 @@ def _look_at(data: Any, source: Source, judge: RowJudge) -> Found:
         reasons=sorted(chain.from_iterable(found.reasons for found in all_of_them))[:LISTED],
         left_out=sorted(chain.from_iterable(found.left_out for found in all_of_them)),
         same=sum(found.same for found in all_of_them),
+        unweighed=sum(found.unweighed for found in all_of_them),
     )
 
 
@@ -142,6 +150,26 @@ def _tell_idle(sources: dict[tuple[str, str], Source], found: dict[tuple[str, st
             _tell(f"{where}: {prompts} (data.max_len - 2), OpenRLHF leaves those pairs out")
         if each.same:
             _tell(f"{where}: {each.same} of {each.rows} pairs have twice the same response and teach nothing")
+
+
+def _tell_unweighed(
+    sources: dict[tuple[str, str], Source], found: dict[tuple[str, str], Found], columns: str, section: str
+) -> None:
+    """Say how many rows lack the weights that a mask reads, and refuse training data that have none at all.
+
+    Raises:
+        SparsePOError: no row has some.
+    """
+    training = [identity for identity, source in sources.items() if source.part.key == "data.dataset"]
+    if all(found[identity].unweighed == found[identity].rows - len(found[identity].bad) for identity in training):
+        names = sources[training[0]].part.names
+        raise SparsePOError(f"{section}: mask 'column' has no effect, no row of {names} has {columns}")
+    for identity, source in sources.items():
+        if missing := found[identity].unweighed:
+            where = f"{source.part.key}: {source.name}"
+            _tell(
+                f"{where}: {missing} of {found[identity].rows} rows have no {columns}, their tokens weigh the default"
+            )
 
 
 def _refuse_few(part: Part, found: dict[tuple[str, str], Found], args: SimpleNamespace, strategy: Any) -> None:

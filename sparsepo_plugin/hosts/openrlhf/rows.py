@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from ...decoder import max_positions
 from ...errors import SparsePOError, first_line
-from ...texts import joined
+from ...spans import WeightColumn, holds, read_spans, refuse_slow
+from ...texts import content_of, joined
 
 _TEXT = "text is needed (data.apply_chat_template turns messages into text)"
 _MESSAGES = "a list of messages is needed (data.apply_chat_template)"
@@ -17,6 +18,7 @@ class Verdict(NamedTuple):
     fault: str | None = None  # why it cannot be trained on
     left_out: bool = False  # OpenRLHF leaves it out, for the length of its prompt
     same: bool = False  # both responses are the same text
+    unweighed: bool = False  # it has none of the weights that a mask reads
 
 
 class Texts(NamedTuple):
@@ -77,18 +79,28 @@ class RowJudge:
         args: OpenRLHF's arguments.
         tokenizer: The policy's, with the chat template of the run.
         model_config: Hugging Face config of the policy.
+        column: How masks read weights of the rows; None where none does.
+
+    Raises:
+        SparsePOError: masks read weights, and the tokenizer does not know the characters of its tokens.
     """
 
-    def __init__(self, args: SimpleNamespace, tokenizer: Any, model_config: Any) -> None:
+    def __init__(
+        self, args: SimpleNamespace, tokenizer: Any, model_config: Any, column: WeightColumn | None = None
+    ) -> None:
         self.data, self.tokenizer = args.data, tokenizer
         self.vocabulary = model_config.get_text_config().vocab_size
         self.prompt_key = args.data.prompt_key
         self.response_keys = (args.data.chosen_key, args.data.rejected_key)
         self.positions = max_positions(model_config)
+        self.column = column
+        self.weight_keys = [] if column is None else [key + column.suffix for key in self.response_keys]
+        if column is not None:
+            refuse_slow(tokenizer)
 
     @property
     def columns(self) -> list[str]:
-        """The columns that are read."""
+        """The columns that are needed; those of weights may be missing."""
         return [key for key in (self.prompt_key, *self.response_keys) if key]
 
     def refuse_columns(self, found: list[str], name: str) -> None:
@@ -116,12 +128,27 @@ class RowJudge:
                 return [verdict for row in rows for verdict in self([row])]
             return [Verdict(f"the tokenizer refuses its text: {_told(error)}")]
         judged = map(self._judge, pairs, prompts, chosen, rejected)
-        return [Verdict(pair) if isinstance(pair, str) else next(judged) for pair in texts]
+        verdicts = [Verdict(pair) if isinstance(pair, str) else next(judged) for pair in texts]
+        return [self._weighed(verdict, row) for verdict, row in zip(verdicts, rows, strict=True)]
+
+    def _weighed(self, verdict: Verdict, row: dict[str, Any]) -> Verdict:
+        nothing = bool(self.weight_keys) and all(row.get(key) is None for key in self.weight_keys)
+        return verdict._replace(unweighed=nothing and verdict.fault is None)
 
     def wrong_kind(self, row: dict[str, Any]) -> str | None:
         """Which column of a row is neither text nor, for a chat template, messages."""
         fault_of = _messages_fault if self.data.apply_chat_template else _text_fault
-        return next((f"{key} {fault}" for key in self.columns if (fault := fault_of(row.get(key)))), None)
+        found = next((f"{key} {fault}" for key in self.columns if (fault := fault_of(row.get(key)))), None)
+        return found or self._wrong_weights(row)
+
+    def _wrong_weights(self, row: dict[str, Any]) -> str | None:
+        """What is wrong with the spans of a row whose responses are right."""
+        for key, own in zip(self.response_keys, self.weight_keys, strict=False):
+            try:
+                read_spans(row.get(own), content_of(row[key]), self.column.signed)
+            except SparsePOError as error:
+                return f"{own}: {error}"
+        return None
 
     def texts(self, row: dict[str, Any]) -> Texts | str:
         """The texts of a row, or why there are none."""
@@ -145,6 +172,8 @@ class RowJudge:
         for key, text in zip(keys, texts, strict=True):
             if key in self.response_keys and not text.strip():
                 return f"{key} is empty; a response needs at least one word"
+            if key in self.response_keys and self.weight_keys and not holds(text, content_of(row[key])):
+                return f"{key}: the chat template changes its text, which spans of weights are of"
         return Texts(*texts)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:

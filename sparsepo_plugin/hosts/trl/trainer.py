@@ -34,6 +34,7 @@ from .keys import named, naming_flags
 from .logs import SHORT, numbers_of
 from .policy import AttachedPolicy
 from .resume import refuse_other_run
+from .weighed import COLUMNS, Weigher, WeighingCollator, weighed
 
 OBJECTIVE = "objective.safetensors"  # buffers of an objective that has some, in a checkpoint
 
@@ -64,6 +65,8 @@ class SparsePOTrainer(DPOTrainer):
         check_models(args, config, model, ref_model, kwargs.get("peft_config"))
         joining = Joining(chat_template=_is_chat(kwargs.get("train_dataset")), end="appended")
 
+        self._loss_config = config  # for the rows, which TRL prepares before it has made anything
+
         host_args = copy(args)
         host_args.disable_dropout = False  # of the policy's config alone, by the loss's section
         host_args.precompute_ref_log_probs = not config.uses_reference  # or TRL would load one
@@ -71,6 +74,8 @@ class SparsePOTrainer(DPOTrainer):
         super().__init__(model, ref_model, host_args, **kwargs)
         self.args.precompute_ref_log_probs = self.precompute_ref_logps = False
 
+        if config.column is not None:
+            self._weigh_batches()
         check_head("peft_config", self.model)
         reference = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
         with naming_flags():
@@ -85,6 +90,33 @@ class SparsePOTrainer(DPOTrainer):
         for usual, short in SHORT.items():
             if self.pop_callback(usual):
                 self.add_callback(short)
+
+    # Weights that rows bring
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        """TRL's, with the weights of all tokens where a mask reads them."""
+        if self._loss_config.column is None:
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        weigher = self._weigher(tokenizer, dataset)
+        weigher.check(dataset, dataset_name)
+        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        return weigher.weigh(prepared, tokenizer, args.dataset_num_proc)
+
+    def _weigher(self, tokenizer: Any, dataset: Any) -> Weigher:
+        """What gives a data set's tokens their weights."""
+        return Weigher(self._loss_config.column, self._loss_config.section)
+
+    def _weigh_batches(self) -> None:
+        if self._is_vision_dataset:
+            raise SparsePOError("train_dataset: mask 'column' reads weights of text, not of rows with images")
+        keeps_end = self.args.truncation_mode == "keep_end"
+        self.data_collator = WeighingCollator(self.data_collator, keeps_end)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """TRL's columns that are not dropped, and those of weights."""
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [column for column in COLUMNS if column not in self._signature_columns]
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """Nothing is computed ahead: TRL asks where the loss reads no reference."""
@@ -209,7 +241,7 @@ class SparsePOTrainer(DPOTrainer):
         ids, attention = inputs["input_ids"], inputs["attention_mask"]
         batch = {"input_ids": ids, "attention_mask": attention, "use_cache": False}
         of_experts = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        tokens = ResponseTokens.from_mask(ids, inputs["completion_mask"], attention)
+        tokens = weighed(ResponseTokens.from_mask(ids, inputs["completion_mask"], attention), inputs)
         with naming_flags():
             output = self.step(
                 partial(model, **batch, **of_experts),
