@@ -9,7 +9,12 @@ import torch
 from host_runs import ONES, write_pairs
 from torch import Tensor
 
+from sparsepo_plugin.analysis.columns import to_column
+
 WEIGHTS = (0.0, 0.25, 0.5, 1.75)
+
+# Options of weighted_dpo with weights of TIS-DPO.
+TIS = {"mask": "column", "end": 0.0}
 
 # What turns the section of the `config` fixture into DPO whose log-ratios the file weighs.
 COLUMN = {**ONES, "mask": None, "reward": {"mask": "column"}, "kl": {"mask": "uniform", "value": 0.0}}
@@ -36,6 +41,13 @@ def write_weighed(path: Path, count: int, seed: int, end: str = "", weights: tup
         elif number % 2:
             row["rejected_weights"] = None
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_scored(path: Path, tiny: Path, count: int, seed: int) -> Path:
+    """Pairs of random words whose weights are TIS-DPO's, from the models `other` and `model` of the fixture."""
+    pairs = write_pairs(path.with_suffix(".plain.jsonl"), count, seed)
+    to_column(tiny / "other", pairs, path, "tis", reference=str(tiny / "model"))
     return path
 
 

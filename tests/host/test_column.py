@@ -9,7 +9,7 @@ import json
 import pytest
 from host_runs import DPO, ONES, difference, difference_of_weights, merge
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from weighed_pairs import COLUMN, plain_loss, word_weights, write_weighed
+from weighed_pairs import COLUMN, TIS, plain_loss, word_weights, write_scored, write_weighed
 
 from sparsepo_plugin import load_run
 
@@ -68,6 +68,21 @@ def test_the_first_loss_is_that_of_the_formula(weighing, plain, weighed):
     loss = plain(weighed["train"])
     assert weighing().losses[0].item() == pytest.approx(loss, abs=1e-5)
     assert abs(loss - plain(weighed["ones"])) > 1e-2
+
+
+def test_tis_dpo(weighing, plain, tiny, tmp_path):
+    """From the scores of two models to ten steps; no token but the end has the weight 0."""
+    file = write_scored(tmp_path / "scored.jsonl", tiny, PAIRS, seed=3)
+    run = weighing(section=None, loss="weighted_dpo", weighted_dpo=TIS, data={"dataset": str(file)})
+    assert run.losses[0].item() == pytest.approx(plain(file, end=0.0), abs=1e-5)
+    assert len(run.losses) == 10 and run.losses.isfinite().all()
+    spans = [
+        span
+        for row in map(json.loads, file.open())
+        for key in ("chosen", "rejected")
+        for span in row[f"{key}_weights"]
+    ]
+    assert 0.7 == min(span["weight"] for span in spans) < max(span["weight"] for span in spans) == 1.3
 
 
 def test_options_of_the_column(weighing, plain, weighed):

@@ -12,7 +12,7 @@ from host_runs import difference
 from test_trl_processes import zero
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
-from weighed_pairs import COLUMN, plain_loss, word_weights, write_weighed
+from weighed_pairs import COLUMN, TIS, plain_loss, word_weights, write_scored, write_weighed
 
 from sparsepo_plugin import SparsePOError, load_run
 from sparsepo_plugin.hosts.trl.weighed import Weigher, WeighingCollator
@@ -57,6 +57,18 @@ def test_the_first_loss_is_that_of_the_formula(file, weighing, loss_before):
     assert len(run.losses) == 10 and run.losses[0] != run.losses[-1]
 
 
+def test_tis_dpo(train, tiny, tmp_path):
+    """From the scores of two models to ten steps."""
+    file = write_scored(tmp_path / "scored.jsonl", tiny, PAIRS, seed=3)
+    options = {**dict.fromkeys(COLUMN), **TIS}
+    run = train(pairs=str(file), other=True, num_train_epochs=10, loss="weighted_dpo", loss_options=options)
+    policy, reference = (AutoModelForCausalLM.from_pretrained(tiny / name).eval() for name in ("model", "other"))
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    plain = plain_loss(policy, reference, AutoTokenizer.from_pretrained(tiny / "model"), rows, 0.5, end=0.0)
+    assert run.losses[0].item() == pytest.approx(plain, abs=1e-5)
+    assert len(run.losses) == 10 and run.losses.isfinite().all()
+
+
 LAYOUTS = {
     "accumulation": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
     "evaluation": {"evaluated": 5, "eval_strategy": "epoch"},
@@ -69,11 +81,12 @@ def test_the_layout_changes_nothing(layout, weighing):
     assert loss < LOSS and weights < WEIGHTS
 
 
-def test_two_processes_under_zero_3_equal_one(launch, weighing, pairs):
+def test_two_processes_under_zero_3_equal_one(launch, train, pairs):
     given = {"deepspeed": zero(3), "use_cpu": False, "per_device_train_batch_size": 4}
-    two = launch(pairs=str(pairs["bare"]), other=True, num_train_epochs=10, loss_options=COLUMN, **given)
+    run = {"pairs": str(pairs["bare"]), "num_train_epochs": 10, "loss_options": COLUMN}
+    two = launch(**run, **given)
     assert two.code == 0, two.output[-4000:]
-    loss, weights = difference(two, weighing())
+    loss, weights = difference(two, train(**run))
     assert loss < LOSS and weights < WEIGHTS
 
 
