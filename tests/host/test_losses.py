@@ -63,6 +63,16 @@ def test_two_packed_processes_under_zero_3_equal_one_padded(loss, train, method)
     assert difference_of_losses < LOSS and difference_of_weights < WEIGHTS
 
 
+def test_a_mask_that_learns_beside_one_of_the_policy(train):
+    """Then both come after the policy's forward, and ZeRO-3 gathers the parameters of the one in that order."""
+    masks = {"sparsepo": {"reward": {"mask": "confidence"}, "l1_reward": None, "metrics_every": None}}
+    one = train(**masks)
+    two = train(processes=2, **masks, ds={"zero_stage": 3, "packing_samples": True}, train={"micro_batch_size": 4})
+    difference_of_losses, difference_of_weights = difference(two, one)
+    assert any(name.startswith("mask_head.kl") for name in one.weights)
+    assert difference_of_losses < LOSS and difference_of_weights < WEIGHTS
+
+
 def test_every_method_takes_steps_of_its_own(train, method):
     """The equalities above would hold too if all names led to one loss."""
     runs = {loss: train(**method(loss)).losses for loss in LOSSES}
