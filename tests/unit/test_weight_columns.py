@@ -188,7 +188,8 @@ def test_weights_of_messages_are_of_the_last_one(score, tmp_path):
         (("sparsepo", "--to-column", "kl", "-n", "0"), "-n is 0, 1 or more is needed"),
     ],
 )
-def test_bad_input(arguments, says, score):
+def test_bad_input(arguments, says, score, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert says in score(*arguments)
 
 
