@@ -180,22 +180,8 @@ KEYS = [
     ),
     *("layers", "depth", "layer_norm", "activation", "dropout", "min", "max", "init", "sites", "rescale", "value"),
     *("gamma", "oracle", "k", "beta", "seed", "lambda"),
-    *("suffix", "default", "end", "reduce", "signed", "scale"),
 ]
-WORDS = [
-    "learned",
-    "uniform",
-    "random",
-    "activation",
-    "decay",
-    "selected",
-    "column",
-    "all",
-    "last",
-    "policy",
-    "sum",
-    "mean",
-]
+WORDS = ["learned", "uniform", "random", "activation", "decay", "selected", "all", "last", "policy", "sum", "mean"]
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),

@@ -176,7 +176,7 @@ def test_what_is_read_of_models():
         ("mask: uniform\nlayers: all", "sparsepo.layers is not a key of this section: allowed are .*value"),
         (
             "mask: nope",
-            "sparsepo.mask: unknown mask 'nope': registered are activation, .*uniform",
+            "sparsepo.mask: unknown mask 'nope': registered are activation, .*decay, .*uniform",
         ),
         (
             "mask: no_such:Mask",
