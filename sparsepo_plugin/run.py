@@ -223,7 +223,7 @@ class Run:
             _, weights = joining.weigh(self.tokenizer, prompt, response, spans, column)
         except SparsePOError as error:
             raise SparsePOError(f"{name}_weights: {error}") from error
-        return torch.tensor(weights[prompt_len:])
+        return torch.tensor(weights[max(prompt_len, 1) :])  # nothing predicts a sequence's first token
 
     def _padded(self, sequences: list[tuple[list[int], int]]) -> tuple[dict[str, Tensor], ResponseTokens]:
         """A padded batch on the policy's device."""

@@ -214,11 +214,6 @@ def refuse_slow(tokenizer: Any) -> None:
         )
 
 
-def holds(text: str, response: str) -> bool:
-    """Whether a text has a response, white space at its ends aside."""
-    return response.strip() in text
-
-
 class _Place(NamedTuple):
     """Where a text has a response: character 0 of it would be at `zero`; from `start` to before `stop` is its text."""
 

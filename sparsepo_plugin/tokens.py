@@ -166,17 +166,15 @@ class ResponseTokens:
         """The same tokens with weights that come with the data.
 
         Args:
-            weights: Of the response tokens of each of the S sequences, chosen first, on any device; where the first
-                token of a sequence is one of them it has no row here, and its weight no use.
+            weights: Of the response tokens of each of the S sequences, chosen first, on any device.
 
         Raises:
             SparsePOError: a sequence has not as many weights as tokens.
         """
-        counts = self.sequence.bincount(minlength=self.num_sequences).tolist()
-        if any(not 0 <= len(own) - count <= 1 for own, count in zip(weights, counts, strict=True)):
-            raise SparsePOError(f"responses of {counts} tokens have {[len(own) for own in weights]} weights")
-        ends = [own[len(own) - count :] for own, count in zip(weights, counts, strict=True)]
-        return replace(self, weights=torch.cat(ends).to(self.labels.device, torch.float32))
+        counts, given = self.sequence.bincount(minlength=self.num_sequences).tolist(), [len(own) for own in weights]
+        if given != counts:
+            raise SparsePOError(f"responses of {counts} tokens have {given} weights")
+        return replace(self, weights=torch.cat(weights).to(self.labels.device, torch.float32))
 
     def sum(self, values: Tensor) -> Tensor:
         """Per-sequence sum, differentiable, over the ring-attention group if there is one. [..., N] -> [..., S]."""

@@ -218,6 +218,21 @@ def test_data_without_weights(case, refused):
     refused(says, over={"data": {"dataset": "d.jsonl"}, "sparsepo": {**COLUMN, **options}}, files={"d.jsonl": content})
 
 
+def test_two_columns(refused):
+    says = "sparsepo: one column serves both masks, which differ in suffix, end"
+    section = {**COLUMN, "kl": {"suffix": "_kl", "end": 0.5}}
+    refused((says,), over={"data": {"dataset": "d.jsonl"}, "sparsepo": section}, files={"d.jsonl": LINE * 8})
+
+
+def test_messages_whose_text_the_template_changes(refused):
+    span = {"chosen_weights": [{"start": 0, "end": 2, "weight": 0.5}]}
+    content = (json.dumps({**ASKED, **span}) + "\n") * 9
+    template = CHAT.replace("m.content", "m.content | upper")
+    data = {"dataset": "d.jsonl", "apply_chat_template": True, "tokenizer_chat_template": template}
+    says = "d.jsonl, row 1: chosen: the chat template changes its text, which spans of weights are of"
+    refused((says,), over={"data": data, "sparsepo": COLUMN}, files={"d.jsonl": content})
+
+
 def test_what_is_told_of_rows_without_weights(check):
     weighed = {**PAIR, "chosen_weights": [SPAN], "rejected_weights": [{**SPAN, "weight": 2, "text": "w5"}]}
     Path("d.jsonl").write_text((json.dumps(weighed) + "\n") * 8 + LINE * 3)

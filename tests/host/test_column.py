@@ -143,11 +143,12 @@ def test_blended_data_sets_of_which_one_has_no_weights(weighing, plain, tiny, we
 
 
 def test_rows_that_are_dropped(weighing, plain, weighed):
-    """A row with a wrong span is left out like others that cannot be trained on."""
+    """A row with a wrong span is left out like others that cannot be trained on, and long prompts as ever."""
     file = weighed["train"].with_name("bad.jsonl")
     row = json.loads(weighed["train"].read_text().splitlines()[0])
-    row["chosen_weights"] = [{"start": 0, "end": 1000, "weight": 1.0}]
-    file.write_text(json.dumps(row) + "\n" + weighed["train"].read_text())
+    wrong = {**row, "chosen_weights": [{"start": 0, "end": 1000, "weight": 1.0}]}
+    added = "".join(json.dumps(each) + "\n" for each in (wrong, {**row, "prompt": "w1 " * 30}))
+    file.write_text(added + weighed["train"].read_text())
     run = weighing(data={"dataset": str(file), "on_bad_row": "drop"})
     assert "bad.jsonl, row 1: chosen_weights: span 1 is from 0 to 1000" in run.output
     assert run.losses[0].item() == pytest.approx(plain(weighed["train"]), abs=1e-5)

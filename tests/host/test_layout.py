@@ -10,6 +10,7 @@ from tiny import Pairs
 
 # 25 tokens: the host pads the row for two processes, and a response lies across their halves.
 PAIRS = Pairs([(2, 5), (2, 6), (3, 1), (1, 5)])
+WEIGHTS = list((torch.arange(17) / 8).split([5, 6, 1, 5]))
 
 
 def work(rank: int, folder: str) -> None:
@@ -18,14 +19,15 @@ def work(rank: int, folder: str) -> None:
     activate()
     from openrlhf.models.ring_attn_utils import get_tensor_in_current_ring_attn_rank
 
-    from sparsepo_plugin.hosts.openrlhf.layout import _packed
+    from sparsepo_plugin.hosts.openrlhf.layout import _shared
 
     os.environ["OMP_NUM_THREADS"] = "1"
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     group = dist.group.WORLD
-    tokens = _packed(PAIRS.input_ids, PAIRS.attention_mask, PAIRS.prompt_lens, group)
-    slice_, _ = get_tensor_in_current_ring_attn_rank(torch.cat(PAIRS.sequences)[None], group, 0)
-    found = {name: getattr(tokens, name) for name in ("rows", "labels", "sequence", "position")}
+    row = torch.cat(PAIRS.sequences)
+    tokens = _shared(PAIRS.packed_tokens.weighed(WEIGHTS), len(row), group)
+    slice_, _ = get_tensor_in_current_ring_attn_rank(row[None], group, 0)
+    found = {name: getattr(tokens, name) for name in ("rows", "labels", "sequence", "position", "weights")}
     torch.save({**found, "before": slice_[0, tokens.rows]}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -41,6 +43,7 @@ def test_the_halves_are_the_whole(halves):
     whole = PAIRS.packed_tokens
     for name in ("labels", "sequence", "position"):
         assert torch.equal(torch.cat([half[name] for half in halves]), getattr(whole, name)), name
+    assert torch.equal(torch.cat([half["weights"] for half in halves]), torch.cat(WEIGHTS))
     assert all(len(half["rows"]) for half in halves)
 
 

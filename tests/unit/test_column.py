@@ -5,6 +5,7 @@ import torch
 from tiny import LAYERS, TWO_PAIRS, WIDTH, Pairs, decoder, make_step, runner
 
 from sparsepo_plugin import Batch, LossConfig, ReferenceFeatures, SparsePOError
+from sparsepo_plugin.causality import first_leak
 from sparsepo_plugin.layout import packed
 from sparsepo_plugin.masks import build_masks, refuse_idle_keys
 from sparsepo_plugin.rehearsal import rehearse
@@ -37,11 +38,6 @@ def test_shards_have_their_own_weights():
     halves = [tokens.shard(start, start + 12, None) for start in (0, 12)]
     assert torch.equal(torch.cat([half.weights for half in halves]), tokens.weights)
     assert all(len(half) == len(half.weights) for half in halves)
-
-
-def test_the_first_token_of_a_sequence_is_predicted_by_nothing():
-    pairs = Pairs([(0, 4), (0, 3)])
-    assert pairs.tokens.weighed(ragged([(0, 4), (0, 3)])).weights.tolist() == [1 / 8, 2 / 8, 3 / 8, 5 / 8, 6 / 8]
 
 
 def test_other_numbers_of_weights_are_refused():
@@ -103,6 +99,13 @@ def test_options_that_are_refused(case):
     with pytest.raises(SparsePOError) as caught:
         rehearse(LossConfig.from_section({**COLUMN, **options}), WIDTH, LAYERS, seed=0)
     assert says in str(caught.value)
+
+
+def test_causality_is_not_asked_of_it():
+    """Also where the other mask is asked, and both run."""
+    _, masks = build({**DPO, "kl": {"mask": "learned", "layers": "last"}})
+    pairs = Pairs([(3, 4), (3, 2)])
+    assert first_leak(masks.eval(), decoder(), pairs.sequences, pairs.prompt_lens) == {"kl": None}
 
 
 def test_no_model_is_read_for_it():

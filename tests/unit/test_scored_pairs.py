@@ -64,6 +64,23 @@ def test_lines_are_the_tables(loss, sparsepo, folder, tmp_path):
             assert torch.equal(torch.tensor(found), torch.cat(columns)), name
 
 
+def test_weights_that_the_pairs_bring(sparsepo, tmp_path):
+    """A run whose mask reads them is asked with them; a line's spans are checked against its texts."""
+    finished_run(tmp_path / "column", seed=3, section={"mask": "column", "suffix": "_w"})
+    pair = {**PLAIN, "chosen_w": [{"start": 0, "end": len(PLAIN["chosen"]), "weight": 0.25}]}
+    write_lines(tmp_path / "weighed.jsonl", [pair, PLAIN])
+    done = sparsepo("score", "out/column", "--pairs", "out/weighed.jsonl", "-o", "out/tokens.jsonl")
+    assert done.exit_code == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "tokens.jsonl").read_text().splitlines()]
+    first = [line["mask_reward"] for line in lines if line["pair"] == 0 and line["response"] == "chosen"]
+    others = {line["mask_reward"] for line in lines if line["pair"] == 1 or line["response"] == "rejected"}
+    assert first == [0.25] * (len(first) - 2) + [1.0, 1.0] and others == {1.0}  # the end comes after a space
+    pair["chosen_w"][0]["end"] += 1
+    write_lines(tmp_path / "weighed.jsonl", [pair])
+    done = sparsepo("score", "out/column", "--pairs", "out/weighed.jsonl", "-o", "out/tokens.jsonl")
+    assert done.exit_code == 2 and "weighed.jsonl, line 1: chosen_weights: span 1 is from 0 to" in done.stderr
+
+
 def test_masked_columns(folder):
     """m_u·r and m_d·KL; a loss without masks weighs every token alike."""
     table, bare = (load_run(folder / loss, device="cpu").tokens(**PLAIN) for loss in ("sparsepo", "dpo"))

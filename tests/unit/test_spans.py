@@ -1,4 +1,4 @@
-"""Spans of a file: what is refused, and the weights that they give the tokens of three kinds of tokenizer.
+"""Spans of a file: what is refused, and the weights that they give the tokens of several kinds of tokenizer.
 
 Weights are means of a few float64 numbers: 1e-12.
 """
@@ -8,7 +8,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from sparsepo_plugin import SparsePOError
@@ -23,9 +23,23 @@ TEXTS = [
 ]
 
 
-def byte_level():
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+def gpt_2():
+    """Its offsets leave the space before a word out."""
+    tokenizer = byte_level()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    return tokenizer
+
+
+def llama_3():
+    """Words that are tokens are not merged, and runs of line feeds are words."""
+    cut = pre_tokenizers.Split(Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"), "isolated")
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return byte_level(models.BPE(ignore_merges=True), pre_tokenizers.Sequence([cut, bytes_of]))
+
+
+def byte_level(model=None, pre_tokenizer=None):
+    tokenizer = Tokenizer(model or models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=["</s>"])
@@ -50,7 +64,10 @@ def words():
     return tokenizer
 
 
-@pytest.fixture(scope="module", params=[byte_level, sentence_piece, words], ids=lambda made: made.__name__)
+KINDS = (byte_level, gpt_2, llama_3, sentence_piece, words)
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda made: made.__name__)
 def tokenizer(request):
     return PreTrainedTokenizerFast(tokenizer_object=request.param(), eos_token="</s>", unk_token=None)
 
@@ -69,8 +86,13 @@ def weigh(tokenizer, response, spans, prompt="Q: ", **options):
 
 
 def plain(text, start, end, base, response, weights):
-    """The mean over the characters that a token shares with the response, its white space aside, written out."""
+    """The mean over the characters that a token shares with the response, its white space aside, written out.
+
+    A token of white space has no character where offsets leave that out; the one before it is its last.
+    """
     stop = len(response.rstrip("\n"))
+    if start == end and 0 < start - base < stop:
+        return weights[start - base - 1]
     own = [place - base for place in range(start, end) if 0 <= place - base < stop]
     visible = [place for place in own if not response[place].isspace()]
     inner = [place for place in own if visible and visible[0] <= place <= visible[-1]] or own

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ...decoder import max_positions
 from ...errors import SparsePOError, first_line
-from ...spans import WeightColumn, holds, read_spans, refuse_slow
+from ...spans import WeightColumn, read_spans, refuse_slow
 from ...texts import content_of, joined
 
 _TEXT = "text is needed (data.apply_chat_template turns messages into text)"
@@ -172,7 +172,7 @@ class RowJudge:
         for key, text in zip(keys, texts, strict=True):
             if key in self.response_keys and not text.strip():
                 return f"{key} is empty; a response needs at least one word"
-            if key in self.response_keys and self.weight_keys and not holds(text, content_of(row[key])):
+            if key in self.response_keys and self.weight_keys and content_of(row[key]).strip() not in text:
                 return f"{key}: the chat template changes its text, which spans of weights are of"
         return Texts(*texts)
 

@@ -45,7 +45,8 @@ class WeighedDataset(RewardDataset):
         length, kept = row["extra"], row["prompt"] is not None
         responses = {self.chosen_key: row["chosen"], self.rejected_key: row["reject"]}
         # Of a pair that OpenRLHF leaves out some number, so that the column has one type everywhere.
-        weights = [self._weights(data, row["prompt"], *each)[length:] if kept else [0.0] for each in responses.items()]
+        start = max(length, 1)  # nothing predicts a sequence's first token
+        weights = [self._weights(data, row["prompt"], *each)[start:] if kept else [0.0] for each in responses.items()]
         return {**row, "extra": dict(zip(Prompt._fields, (length, *weights), strict=True))}
 
     def _weights(self, data: dict[str, Any], prompt: str, key: str, response: str) -> list[float]:
