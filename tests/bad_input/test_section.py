@@ -180,8 +180,9 @@ KEYS = [
     ),
     *("layers", "depth", "layer_norm", "activation", "dropout", "min", "max", "init", "sites", "rescale", "value"),
     *("gamma", "oracle", "k", "beta", "seed", "lambda", "alpha", "scale", "reg", "reg_m"),
+    *("segments", "outside", "suffix", "default", "end", "reduce", "signed"),
 ]
-MASKS = ["length", "oracle_reward", "sampled", "confidence", "log_ratio", "transport"]
+MASKS = ["length", "oracle_reward", "sampled", "confidence", "log_ratio", "transport", "column", "diff"]
 WORDS = ["learned", "uniform", "random", "activation", "decay", "selected", "all", "last", "policy", "sum", "mean"]
 SCALARS = st.one_of(
     st.none(),
@@ -200,6 +201,7 @@ VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY_KEY, inner, max_size=3), max_leaves=6
 )
 LOSSES = ["sparsepo", "dpo", "tdpo", "dpop", "simpo", "d2po", "sepo", "weighted_dpo", "confpo", "selective", "wpo"]
+LOSSES += ["ln_dpo", "adpo", "alphapo"]
 SECTIONS = st.one_of(VALUES, st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5))
 
 
