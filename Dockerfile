@@ -29,9 +29,9 @@ COPY examples examples
 RUN pip install --no-deps . \
     && pip install --no-deps --python-version 3.12 --platform manylinux1_x86_64 \
         --target "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" openrlhf==0.11.2 \
-    && useradd --create-home sparsepo
+    && useradd --uid 1001 --create-home sparsepo
 
-USER sparsepo
+USER 1001
 WORKDIR /work
 ENTRYPOINT ["sparsepo"]
 CMD ["--help"]

@@ -30,8 +30,9 @@ BUILDS = {
 
 def resolve(suffix: str) -> list[dict]:
     """What pip would install of the plugin's dependencies in an empty environment."""
+    # === is of the whole string: == would be content with 2.13.0+cpu for 2.13.0.
     pins = (ROOT / "constraints-cpu.txt").read_text()
-    pins = re.sub(r"^torch==([\d.]+)\S*$", rf"torch==\1{suffix}", pins, flags=re.MULTILINE)
+    pins = re.sub(r"^torch==([\d.]+)\S*$", rf"torch===\1{suffix}", pins, flags=re.MULTILINE)
     with tempfile.TemporaryDirectory() as folder:
         constraints, report = Path(folder, "pins.txt"), Path(folder, "report.json")
         constraints.write_text(pins)
