@@ -21,6 +21,7 @@ highlight_language = "text"
 
 html_theme = "furo"
 html_title = f"{project} {release}"
+html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["narrow.css"]
 html_copy_source = False

@@ -118,7 +118,7 @@ class LossConfig(MaskedKeys):
             (0.5, ['kl', 'reward'])
             >>> LossConfig.from_section({"l1": 0.1})
             Traceback (most recent call last):
-            sparsepo_plugin.errors.SparsePOError: sparsepo.l1 is not a key of this section: allowed are mask, ...
+            sparsepo_plugin.errors.SparsePOError: sparsepo.l1 is not a key of this section: allowed are ...
         """
         where, objective = section_name(loss), objective_class(loss)
         values = read_mapping(section, where)

@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 import tomllib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from selenium.webdriver.common.keys import Keys
@@ -45,6 +48,13 @@ def site(tmp_path_factory):
     return folder / "html"
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    """Without a line for each request."""
+
+    def log_message(self, *_):
+        pass
+
+
 def pages(folder):
     special = {"search.html", "genindex.html", "py-modindex.html"}
     return sorted(path for path in folder.rglob("*.html") if path.name not in special and "_static" not in path.parts)
@@ -83,8 +93,19 @@ def test_nothing_sticks_out_and_code_is_readable(width, site, window):
         window.shoot(f"site_{name.replace('/', '_')}_{width}")
 
 
-def test_the_search_finds_a_key(site, window):
-    window.open(site / "index.html")
+@pytest.fixture
+def address(site):
+    """Of the site, served as a web server does: its search fetches pages, which browsers do not allow of files."""
+    handler = partial(Quiet, directory=site)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_search_finds_a_key(address, window):
+    window.driver.get(f"{address}/index.html")
     window.find("input[name=q]").send_keys("mask_weight_decay", Keys.ENTER)
     window.wait("return !!document.querySelector('#search-results ul.search li a')")
     found = window.ask("return [...document.querySelectorAll('#search-results li a')].map((link) => link.textContent)")

@@ -238,7 +238,7 @@ def test_an_index_shows_the_readme():
     """As PyPI renders it: the pictures are there, by absolute address, and the table of cost is one."""
     markdown = pytest.importorskip("readme_renderer.markdown")
     shown = markdown.render(README)
-    assert "<table>" in shown and "<h2>" in shown
+    assert "<table>" in shown and "<h2" in shown
     pictures = re.findall(r'<img[^>]* src="([^"]+)"', shown)
     assert pictures and all(address.startswith("https://") for address in pictures)
 
