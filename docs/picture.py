@@ -12,10 +12,10 @@ import typer
 from selenium import webdriver
 from selenium.webdriver.support.select import Select
 
-from sparsepo_plugin.analysis.heatmap import heatmap
+from sparsepo_plugin.analysis.heatmap import QUANTITIES, heatmap
 
 IMAGE = Path(__file__).parent / "images/mask.png"
-QUANTITY = "m_u"
+QUANTITY = "mask_reward"
 
 
 def main(
@@ -37,7 +37,7 @@ def main(
         driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
         try:
             driver.get(page.as_uri())
-            Select(driver.find_element("id", "quantity")).select_by_visible_text(QUANTITY)
+            Select(driver.find_element("id", "quantity")).select_by_index(list(QUANTITIES).index(QUANTITY))
             driver.find_element("css selector", ".pair").screenshot(str(IMAGE))
         finally:
             driver.quit()
