@@ -133,10 +133,11 @@ invariants: env ## run every layout of tests/invariant, of which `test` runs a c
 	$(PYTEST) --dist load tests/invariant --every-layout
 
 .PHONY: lint
-lint: env ## check style, formatting and the direction of imports
+lint: env ## check style, formatting, the direction of imports, and the Dockerfiles
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile Dockerfile.cpu
 
 .PHONY: format
 format: env ## sort imports and format

@@ -1,4 +1,4 @@
-"""The picture of a mask at the top of README.md, from a page of `sparsepo heatmap` in a headless Chromium.
+"""The pictures of masks in README.md and docs/tutorial.md, from a page of `sparsepo heatmap` in a headless Chromium.
 
 python docs/picture.py runs/demo/policy --pairs runs/demo/held_out.jsonl
 """
@@ -14,7 +14,7 @@ from selenium.webdriver.support.select import Select
 
 from sparsepo_plugin.analysis.heatmap import QUANTITIES, heatmap
 
-IMAGE = Path(__file__).parent / "images/mask.png"
+IMAGE = Path(__file__).parent / "images/mask.png"  # README.md's; the tutorial's is images/tutorial_mask.png
 QUANTITY = "mask_reward"
 
 
@@ -22,6 +22,7 @@ def main(
     run: Annotated[Path, typer.Argument(help="A finished run.")],
     pairs: Annotated[Path, typer.Option(help="JSON lines with prompt, chosen and rejected.")],
     number: Annotated[int, typer.Option(help="Which of them, from 1.")] = 1,
+    image: Annotated[Path, typer.Option(help="Where to.")] = IMAGE,
     width: Annotated[int, typer.Option(help="Of the page, in pixels.")] = 860,
 ) -> None:
     """Take the picture of one pair."""
@@ -38,7 +39,7 @@ def main(
         try:
             driver.get(page.as_uri())
             Select(driver.find_element("id", "quantity")).select_by_index(list(QUANTITIES).index(QUANTITY))
-            driver.find_element("css selector", ".pair").screenshot(str(IMAGE))
+            driver.find_element("css selector", ".pair").screenshot(str(image))
         finally:
             driver.quit()
 
