@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # OpenRLHF, TRL and the plugin with flash-attention:
 #   docker build --tag sparsepo .
-#   docker run --gpus all --shm-size 16g --volume "$PWD:/work" sparsepo train my.yaml
+#   docker run --gpus all --shm-size 16g --volume "$PWD:/workspace" sparsepo train my.yaml
 FROM nvidia/cuda:13.0.1-cudnn-devel-ubuntu24.04
 
 ARG FLASH_ATTN=2.8.3
@@ -32,6 +32,6 @@ RUN pip install --no-deps . \
     && useradd --uid 1001 --create-home sparsepo
 
 USER 1001
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["sparsepo"]
 CMD ["--help"]
