@@ -64,21 +64,25 @@ $(AXOLOTL)/.complete: pyproject.toml setup.py constraints-axolotl-cpu.txt
 	@touch $@
 	@echo "env-axolotl      ready: source $(AXOLOTL)/bin/activate"
 
+# What each run of pytest found is kept, for the last line of `make test`.
+RESULTS := build/tests
+
 .PHONY: test
-test: lint test-openrlhf test-trl test-axolotl ## run the linters and every test, in both environments
+test: lint test-openrlhf test-trl test-axolotl ## run the linters and every test, in both environments (under 40 minutes), and say what was covered
+	@$(BIN)/python tests/covered.py $(RESULTS)/openrlhf.xml $(RESULTS)/trl.xml $(RESULTS)/axolotl.xml $(RESULTS)/hosts_agree.xml
 
 .PHONY: test-openrlhf
-test-openrlhf: env ## run the tests of the core and of OpenRLHF
-	$(PYTEST) --ignore tests/trl --ignore tests/axolotl --ignore tests/hosts_agree
+test-openrlhf: env ## run the tests of the core, of OpenRLHF, of the site and of the package
+	$(PYTEST) --junitxml $(RESULTS)/openrlhf.xml --ignore tests/trl --ignore tests/axolotl --ignore tests/hosts_agree
 
 .PHONY: test-trl
 test-trl: env ## run the tests of TRL, with its newest release
-	$(PYTEST) tests/trl
+	$(PYTEST) --junitxml $(RESULTS)/trl.xml tests/trl
 
 .PHONY: test-axolotl
 test-axolotl: env env-axolotl ## run the tests of Axolotl, those of TRL with the release that it pins, and that hosts agree
-	$(PYTEST:$(BIN)/%=$(AXOLOTL)/bin/%) tests/axolotl tests/trl
-	$(PYTEST) tests/hosts_agree
+	$(PYTEST:$(BIN)/%=$(AXOLOTL)/bin/%) --junitxml $(RESULTS)/axolotl.xml tests/axolotl tests/trl
+	$(PYTEST) --junitxml $(RESULTS)/hosts_agree.xml tests/hosts_agree
 
 .PHONY: test-fast
 test-fast: env ## run the unit tests only (under 2 minutes)
@@ -98,15 +102,42 @@ test-newest: ## run the tests of OpenRLHF and TRL on the newest releases of ever
 test-host: env
 	$(PYTEST) tests/host
 
+# Branches of the core (pyproject.toml says what that is) that the unit tests take; the rest is not chased.
+.PHONY: coverage
+coverage: env ## run the unit tests and hold the branches of the core that they take at 95 % or more
+	$(PYTEST) --cov --cov-report term --cov-report json:build/coverage.json tests/unit
+	@$(BIN)/python tests/branches.py build/coverage.json 95
+
+.PHONY: docs
+docs: env ## build the site in build/docs; warnings are errors
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
+	@echo "docs     build/docs/index.html"
+
+.PHONY: links
+links: env ## ask other sites whether the links of ours are alive
+	$(BIN)/python -m sphinx --builder linkcheck --quiet docs build/links
+
+.PHONY: package
+package: env ## build wheel and sdist in dist, and install the wheel as README.md says, with its downloads
+	rm -rf dist build/lib build/bdist.*
+	$(BIN)/python -m build --quiet
+	SPARSEPO_DIST=dist $(BIN)/python -m pytest tests/package
+
+# What runs need on one kind of machine, by hash; README.md installs from them.
+.PHONY: constraints
+constraints: ## renew the files of constraints/ (asks the package index)
+	$(PYTHON) constraints/renew.py
+
 .PHONY: invariants
 invariants: env ## run every layout of tests/invariant, of which `test` runs a covering set (about an hour and a half)
 	$(PYTEST) --dist load tests/invariant --every-layout
 
 .PHONY: lint
-lint: env ## check style, formatting and the direction of imports
+lint: env ## check style, formatting, the direction of imports, and the Dockerfiles
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile Dockerfile.cpu
 
 .PHONY: format
 format: env ## sort imports and format

@@ -14,6 +14,7 @@ setup(
     ],
     package_dir={"sparsepo_plugin._patches": "patches", "sparsepo_plugin._examples": "examples"},
     package_data={
+        "sparsepo_plugin": ["py.typed"],
         "sparsepo_plugin.analysis": ["page/*"],
         "sparsepo_plugin._patches": ["**/*"],
         "sparsepo_plugin._examples": ["openrlhf/**/*", "axolotl/**/*", "trl/**/*"],

@@ -1,13 +1,19 @@
-"""The tables of keys and options in README.md and docs/methods.md, from the code; run it after a change of either.
+"""What the pages of docs/ say of keys, options, commands and versions, from the code; run it after a change of these.
 
 python docs/tables.py
 """
 
+import tomllib
 from pathlib import Path
 
+import typer
+from packaging.requirements import Requirement
 from pydantic import BaseModel
+from typer.cli import get_docs_for_click
 
+from sparsepo_plugin.cli import app
 from sparsepo_plugin.config import FROM_RUN, mask_class, objective_class, section_keys
+from sparsepo_plugin.hosts.openrlhf.patched import TESTED
 from sparsepo_plugin.options import describe, options_of
 from sparsepo_plugin.registry import MASKS, OBJECTIVES
 
@@ -64,11 +70,49 @@ def mask_options() -> str:
     return table(("mask", "option", "type", "default", "meaning"), rows)
 
 
+def commands() -> str:
+    """Every command with its arguments and options, as typer documents them."""
+    group = typer.main.get_command(app)
+    text = get_docs_for_click(obj=group, ctx=typer.Context(group, info_name="sparsepo"), name="sparsepo", indent=1)
+    return text.replace("```console", "```text").strip()
+
+
+def pins(file: str) -> dict[str, str]:
+    """Packages of a file of pins, with their versions."""
+    lines = (ROOT / file).read_text().splitlines()
+    return dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+
+
+def versions() -> str:
+    """The range of each release that pyproject.toml allows, and those that the tests run with."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = [Requirement(line) for line in (*project["dependencies"], *extras["openrlhf"], *extras["trl"])]
+    allowed = {each.name: str(each.specifier) for each in needed}
+    oldest, newest = pins("constraints-oldest.txt"), pins("constraints-cpu.txt")
+    names = {
+        "torch": "PyTorch",
+        "transformers": "transformers",
+        "deepspeed": "DeepSpeed",
+        "trl": "TRL",
+        "peft": "PEFT",
+    }
+    rows = [(name, f"`{allowed[key]}`", oldest[key], newest[key]) for key, name in names.items()]
+    minor = [line.rpartition(" ")[2] for line in project["classifiers"] if "Python :: 3." in line]
+    rows.append(("Python", f"`{project['requires-python']}`", minor[0], minor[-1]))
+    rows.insert(0, ("OpenRLHF", "those that the patches fit", TESTED[0], TESTED[-1]))
+    axolotl = pins("constraints-axolotl-cpu.txt")["axolotl"]
+    rows.append(("Axolotl", f"`=={axolotl}`", axolotl, axolotl))
+    return table(("", "allowed", "oldest tested", "newest tested"), rows)
+
+
 def sections() -> list[tuple[Path, str, str]]:
     """File, name and text of every generated table."""
     methods = ROOT / "docs/methods.md"
     return [
-        (ROOT / "README.md", "keys", section_table("sparsepo")),
+        (ROOT / "docs/install.md", "versions", versions()),
+        (ROOT / "docs/reference/keys.md", "keys", section_table("sparsepo")),
+        (ROOT / "docs/reference/cli.md", "cli", commands()),
         (methods, "objectives", objective_options()),
         (methods, "masks", mask_options()),
     ]

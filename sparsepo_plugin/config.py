@@ -119,6 +119,14 @@ class LossConfig(MaskedKeys):
 
         Raises:
             SparsePOError: a key is unknown, has a wrong type, or has no effect; the line names it and what is allowed.
+
+        Examples:
+            >>> config = LossConfig.from_section({"shared": False, "l1_kl": 0.1}, beta=0.5)
+            >>> config.objective["beta"], sorted(config.masks)
+            (0.5, ['kl', 'reward'])
+            >>> LossConfig.from_section({"l1": 0.1})
+            Traceback (most recent call last):
+            sparsepo_plugin.errors.SparsePOError: sparsepo.l1 is not a key of this section: allowed are ...
         """
         where, objective = section_name(loss), objective_class(loss)
         values = read_mapping(section, where)

@@ -117,6 +117,17 @@ def token_statistics(
 
     Raises:
         SparsePOError: the shapes disagree, or `expectation`, `chunk_size` or `logits_budget` is out of range.
+
+    Examples:
+        Two words; the policy gives them 1/4 and 3/4, the reference a half each, so that the expected log-ratio is
+        (log 1/2 + log 3/2) / 2:
+
+        >>> hidden, policy, reference = torch.ones(2, 1), torch.tensor([[1.0], [3.0]]).log(), torch.zeros(2, 1)
+        >>> stats = token_statistics(hidden, policy, hidden, reference, labels=torch.tensor([1, 0]))
+        >>> [round(value, 4) for value in stats.policy_logps.exp().tolist()]
+        [0.75, 0.25]
+        >>> [round(value, 4) for value in stats.expected_log_ratio.tolist()]
+        [-0.1438, -0.1438]
     """
     rows, vocabulary = len(labels), len(policy_weight)
     if expectation not in ("reference", "policy", None) or (expectation and reference_hidden is None):

@@ -19,6 +19,17 @@ class Registry:
         kind: What is registered, in the singular; error messages use it.
         group: Entry-point group through which installed packages add entries.
         own: Package whose modules register this project's own classes, imported when the table is first used.
+
+    Examples:
+        >>> shapes = Registry("shape", group="example.shapes")
+        >>> @shapes.register("round")
+        ... class Round:
+        ...     pass
+        >>> shapes.get("round") is Round
+        True
+        >>> shapes.get("square")
+        Traceback (most recent call last):
+        sparsepo_plugin.errors.SparsePOError: unknown shape 'square': registered are round; a class of your own is ...
     """
 
     def __init__(self, kind: str, group: str, own: str | None = None) -> None:

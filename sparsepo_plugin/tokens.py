@@ -83,6 +83,18 @@ class ResponseTokens:
 
         Raises:
             SparsePOError: S is odd or the shapes disagree.
+
+        Examples:
+            A pair, chosen first, after a prompt of one token:
+
+            >>> ids = torch.tensor([[5, 6, 7, 0], [5, 8, 9, 9]])
+            >>> tokens = ResponseTokens.from_padded(ids, attention_mask=(ids > 0).long(), prompt_lens=[1, 1])
+            >>> tokens.labels.tolist(), tokens.position.tolist()
+            ([6, 7, 8, 9, 9], [0, 1, 0, 1, 2])
+            >>> tokens.rows.tolist()
+            [0, 1, 4, 5, 6]
+            >>> tokens.sum(torch.ones(5)).tolist()
+            [2.0, 3.0]
         """
         _check_shapes(input_ids, attention_mask, "attention_mask")
         prompt_lens = _prompt_lens(prompt_lens, input_ids)

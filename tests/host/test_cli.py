@@ -15,7 +15,7 @@ from sparsepo_plugin.hosts import HOSTS
 from sparsepo_plugin.hosts.openrlhf import patched
 from sparsepo_plugin.hosts.openrlhf.program import load_program
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/howto/mask.md").read_text()
 STARTS = {
     "check": ["sparsepo", "check", "my.yaml"],
     "train": ["sparsepo", "train", "my.yaml"],
@@ -124,12 +124,12 @@ def test_a_mistake_met_in_training_is_one_line(config, sparsepo, tmp_path):
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_the_readmes_mask_beside_the_yaml(start, config, server, tmp_path):
+def test_the_mask_of_the_page_beside_the_yaml(start, config, server, tmp_path):
     """As it is printed, from the folder that holds both files."""
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Opening" in block]
-    (keys,) = [block for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "my_masks" in block]
+    (code,), (written,) = (re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("python", "yaml"))
     (tmp_path / "my_masks.py").write_text(code)
-    settings = merge(config(sparsepo=None, data={"max_samples": 16}), yaml.safe_load(keys))
+    keys = {key: yaml.safe_load(written)[key] for key in ("loss", "loss_plugins", "sparsepo")}
+    settings = merge(config(sparsepo=None, data={"max_samples": 16}), keys)
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(merge(places(tmp_path), settings)))
     done = server.run(*STARTS[start], cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

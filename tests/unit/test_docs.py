@@ -1,5 +1,9 @@
-"""Snippets of README.md and docs/{extending,pairs}.md run as they are printed; tables say what the code says."""
+"""Snippets of README.md and docs run as they are printed; tables say what the code says.
 
+Commands of the tutorial and the how-to pages are run by tests/host/test_pages.py.
+"""
+
+import doctest
 import importlib
 import json
 import re
@@ -20,8 +24,10 @@ from sparsepo_plugin.options import options_of
 from sparsepo_plugin.reference import OF_POLICY
 
 ROOT = Path(__file__).parents[2]
-README, EXTENDING, METHODS, PAIRS = (
-    (ROOT / name).read_text() for name in ("README.md", "docs/extending.md", "docs/methods.md", "docs/pairs.md")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+README, MASK, EXTENDING, METHODS, PAIRS = (
+    (ROOT / name).read_text()
+    for name in ("README.md", "docs/howto/mask.md", "docs/extending.md", "docs/methods.md", "docs/pairs.md")
 )
 
 
@@ -47,11 +53,11 @@ def ideas(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_mask_of_the_readme(ideas):
-    (code,) = [block for block in blocks(README, "python") if "Opening" in block]
-    assert len([line for line in code.splitlines() if line.strip()]) <= 11
+def test_mask_of_the_page(ideas):
+    (code,) = blocks(MASK, "python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
     (ideas / "my_masks.py").write_text(code)
-    (written,) = [block for block in blocks(README, "yaml") if "my_masks" in block]
+    (written,) = blocks(MASK, "yaml")
     importlib.import_module(*yaml.safe_load(written)["loss_plugins"])
     tokens = ResponseTokens.from_packed(torch.arange(24), [12, 12], [2, 1])
     masks = build_masks(read(written), hidden_size=4, num_layers=2, seed=0)(ReferenceFeatures(), tokens)
@@ -207,7 +213,7 @@ def test_references_name_every_work_that_is_cited():
     references = (ROOT / "docs/references.md").read_text()
     sources = [
         *ROOT.glob("sparsepo_plugin/**/*.py"),
-        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("examples/**/*.yaml"),
         ROOT / "README.md",
     ]
@@ -218,3 +224,60 @@ def test_references_name_every_work_that_is_cited():
     entries = references.split("\n- ")[1:]
     assert len(entries) > 12
     assert all("](http" in entry for entry in entries)
+
+
+def test_links_of_the_readme_lead_from_anywhere_to_files_that_there_are():
+    """An index shows it without the repository around it."""
+    repository = PROJECT["urls"]["Repository"]
+    raw = repository.replace("github.com", "raw.githubusercontent.com")
+    links = re.findall(r"(?:\]\(|--requirement |-r )([^)\s]+)", README)
+    ours = [link for link in links if link.startswith((repository, raw))]
+    assert len(ours) >= 8 and all(link.startswith("https://") for link in links)
+    for link in ours:
+        path = re.sub(r"^(/blob|/tree)?/main/", "", link.removeprefix(repository).removeprefix(raw))
+        assert (ROOT / path).exists(), link
+
+
+def test_an_index_shows_the_readme():
+    """As PyPI renders it: the pictures are there, by absolute address, and the table of cost is one."""
+    markdown = pytest.importorskip("readme_renderer.markdown")
+    shown = markdown.render(README)
+    assert "<table>" in shown and "<h2" in shown
+    pictures = re.findall(r'<img[^>]* src="([^"]+)"', shown)
+    assert pictures and all(address.startswith("https://") for address in pictures)
+
+
+def test_messages_of_the_page_of_errors_are_those_of_the_code():
+    code = "".join(re.sub(r'"\s*f?"', "", path.read_text()) for path in ROOT.glob("sparsepo_plugin/**/*.py"))
+    messages = re.findall(r"^### `(.+)`$", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(messages) > 20
+    assert [message for message in messages if message not in code] == []
+
+
+def test_the_version_is_said_once_more_where_it_must_be():
+    version, changes = PROJECT["version"], (ROOT / "CHANGELOG.md").read_text()
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert re.search(rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", changes, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob(".github/**/*.yml")), ids=lambda path: path.stem)
+def test_files_of_the_forge_are_yaml_and_name_targets_that_there_are(path):
+    settings = yaml.safe_load(path.read_text())
+    assert settings
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for command in re.findall(r"run: make (.+)", path.read_text()):
+        assert set(command.split()) <= targets
+
+
+def test_help_lists_every_target():
+    text = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^\.PHONY: ([a-z-]+)$", text, re.MULTILINE)) - {"test-host", "bench-cpu"}
+    explained = set(re.findall(r"^([a-z-]+):.*## ", text, re.MULTILINE))
+    assert targets == explained
+
+
+@pytest.mark.parametrize("name", ["tokens", "divergence", "config", "registry"])
+def test_examples_of_public_names(name):
+    """What docstrings show is what comes out."""
+    found = doctest.testmod(importlib.import_module(f"sparsepo_plugin.{name}"), optionflags=doctest.ELLIPSIS)
+    assert found.attempted and not found.failed

@@ -3,7 +3,7 @@
 import pytest
 import torch.distributed as dist
 
-from sparsepo_plugin import SparsePOError
+from sparsepo_plugin import SparsePOError, errors
 from sparsepo_plugin.errors import fault, one_line_errors
 
 
@@ -72,3 +72,41 @@ def test_the_place_of_a_fault_is_the_innermost_line_of_its_folder(tmp_path):
         scope["outer"]()
     assert fault(caught.value, str(file)).endswith(f"({file}:5)")
     assert "own.py" not in fault(caught.value)
+
+
+@pytest.fixture
+def starter(tmp_path, monkeypatch):
+    """The file in which a run's processes leave the reason of its end."""
+    monkeypatch.setenv(errors.REASON, str(tmp_path / "reason"))
+    monkeypatch.setattr(errors, "_LAUNCHER_LOOKS", 0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    return tmp_path / "reason"
+
+
+def test_bad_input_in_a_process_of_a_run_is_told_its_starter(starter):
+    with pytest.raises(SystemExit) as ended, errors.telling_its_starter():
+        raise SparsePOError("loss: misspelled")
+    assert ended.value.code == 2 and "loss: misspelled" in starter.read_text()
+
+
+def test_a_crash_is_told_and_goes_on_its_way(starter):
+    with pytest.raises(ZeroDivisionError), errors.telling_its_starter():
+        raise ZeroDivisionError("by nought")
+    assert starter.read_text().startswith("sparsepo: error: ") and starter.read_text().endswith("(rank 1)")
+
+
+def test_who_misses_another_process_ends_without_a_word(starter):
+    starter.write_text("another's")
+    with pytest.raises(SystemExit) as ended, errors.telling_its_starter():
+        raise RuntimeError("connection closed")
+    assert ended.value.code == 1 and starter.read_text() == "another's"
+
+
+def test_without_a_starter_a_lost_rank_is_one_line(monkeypatch, capsys):
+    monkeypatch.delenv(errors.REASON, raising=False)
+    with pytest.raises(SystemExit) as ended, errors.telling_its_starter():
+        raise RuntimeError("[/somewhere/gloo/transport/tcp/pair.cc:1] closed")
+    assert ended.value.code == 1 and "another rank has ended" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="of its own"), errors.telling_its_starter():
+        raise RuntimeError("of its own")

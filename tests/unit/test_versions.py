@@ -1,10 +1,8 @@
-"""README.md, pyproject.toml, the files of pins and the host say the same of versions."""
+"""pyproject.toml, the files of pins and the host say the same of versions; docs/install.md is made from them."""
 
-import re
 import tomllib
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -12,7 +10,6 @@ from sparsepo_plugin.hosts.openrlhf.patched import TESTED
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ROWS = {"OpenRLHF": "openrlhf", "transformers": "transformers", "DeepSpeed": "deepspeed", "TRL (extra `trl`)": "trl"}
 
 
 def pins(file):
@@ -26,12 +23,6 @@ OLDEST, NEWEST = pins("constraints-oldest.txt"), pins("constraints-cpu.txt")
 def test_the_releases_of_openrlhf_that_are_tested():
     assert (OLDEST["openrlhf"], NEWEST["openrlhf"]) == (TESTED[0], TESTED[-1])
     assert list(TESTED) == sorted(TESTED, key=Version)
-
-
-@pytest.mark.parametrize("row", ROWS)
-def test_the_table_of_the_readme(row):
-    found = re.search(rf"^\| {re.escape(row)} \| (\S+) \| (\S+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert found.groups() == (OLDEST[ROWS[row]], NEWEST[ROWS[row]])
 
 
 def test_ranges_begin_with_the_oldest_pins_and_hold_the_newest():
