@@ -91,7 +91,7 @@ def test_the_grid_is_whole(report):
     rows = report.read(report.RESULTS / "step_cost_cpu.csv")
     assert {report.label(row) for row in rows} >= {
         *("`learned` shared", "`learned` independent", "`learned` shared, 80% zero", "`activation`"),
-        *("`dpo`", "`tdpo`", "`dpop`", "`simpo`", "`d2po`", "`sepo`"),
+        *("`dpo`", "`tdpo`", "`simpo`", "`sepo`"),
     }
     assert {row["packed"] for row in rows} == {row["lora"] for row in rows} == {"True", "False"}
     assert {row["vocab"] for row in rows if row["device"] == "cpu"} == {"32000", "128256"}
