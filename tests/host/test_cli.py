@@ -211,4 +211,4 @@ def test_one_of_them_is_described(here):
     assert not {"hidden_size", "num_layers", "beta"} & rows.keys(), "the run gives them, and no YAML"
     unknown = here("masks", "nope")
     assert unknown.exit_code == 2
-    assert unknown.stderr.startswith("sparsepo: error: mask: unknown mask 'nope': registered are activation, decay")
+    assert unknown.stderr.startswith("sparsepo: error: mask: unknown mask 'nope': registered are activation, ")
