@@ -55,6 +55,8 @@ def finished(tmp_path_factory):
         finished_run(folder / "runs" / name, loss)
         write_metrics(folder / "runs" / name)
     finished_run(folder / "runs/simpo", "simpo")
+    for name in ("swapped", "right", "wrong"):
+        shutil.copytree(folder / "runs/dpo", folder / "runs" / name)
     for model in folder.glob("runs/*/config.json"):
         longer = json.loads(model.read_text()) | {"max_position_embeddings": 2048}
         model.write_text(json.dumps(longer))
