@@ -8,7 +8,7 @@ from sparsepo_plugin.config import objective_class
 from sparsepo_plugin.rehearsal import rehearse
 
 OURS = [name for name in OBJECTIVES.names() if objective_class(name).__module__.startswith("sparsepo_plugin.")]
-NEEDED = {"sepo": {"oracle": "some/oracle"}}
+NEEDED = {"sepo": {"oracle": "some/oracle"}, "weighted_dpo": {"mask": "uniform"}}
 
 
 @pytest.fixture
