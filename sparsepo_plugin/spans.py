@@ -166,8 +166,7 @@ def weigh_tokens(
     Raises:
         SparsePOError: the tokenizer is a slow one, or the text does not have the response.
     """
-    refuse_slow(tokenizer)
-    encoded = tokenizer(text, add_special_tokens=special_tokens, return_offsets_mapping=True)
+    encoded = _encode(tokenizer, text, special_tokens)
     place = _place(text, base, response, tokenizer.eos_token)
     characters = [column.default] * len(response)
     for start, end, weight in spans:
@@ -194,11 +193,16 @@ def offsets_of_tokens(
     Raises:
         SparsePOError: the tokenizer is a slow one, or the text does not have the response.
     """
-    refuse_slow(tokenizer)
-    encoded = tokenizer(text, add_special_tokens=special_tokens, return_offsets_mapping=True)
+    encoded = _encode(tokenizer, text, special_tokens)
     place = _place(text, base, response, tokenizer.eos_token)
     clipped = [(max(start, place.start), min(end, place.stop)) for start, end in encoded["offset_mapping"]]
     return [(start - place.zero, end - place.zero) if start < end else (0, 0) for start, end in clipped]
+
+
+def _encode(tokenizer: Any, text: str, special_tokens: bool) -> Any:
+    """Ids of a text's tokens, and the characters that each stands for."""
+    refuse_slow(tokenizer)
+    return tokenizer(text, add_special_tokens=special_tokens, return_offsets_mapping=True)
 
 
 def refuse_slow(tokenizer: Any) -> None:

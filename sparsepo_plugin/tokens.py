@@ -213,17 +213,25 @@ class ResponseTokens:
             dist.all_reduce(high, op=dist.ReduceOp.MAX, group=self.group)
         return low, high
 
+    def refuse_shards(self, what: str) -> None:
+        """Refuse sequences of which no process has the whole.
+
+        Args:
+            what: What is done with whole responses, for the error.
+
+        Raises:
+            SparsePOError: under ring attention.
+        """
+        if self.group is not None:
+            raise SparsePOError(f"{what}, which must not be sharded over processes", about="sharded sequences")
+
     def rank(self, values: Tensor) -> Tensor:
         """Place of each token in its response by rising value, from 0; of equal ones the earlier first. int64 [N].
 
         Raises:
             SparsePOError: under ring attention, where no process sees a whole response.
         """
-        if self.group is not None:
-            raise SparsePOError(
-                "the tokens of whole responses are ranked, which must not be sharded over processes",
-                about="sharded sequences",
-            )
+        self.refuse_shards("the tokens of whole responses are ranked")
         # Sorted by value, then by sequence; both sorts are stable.
         order = values.argsort(stable=True)
         order = order[self.sequence[order].argsort(stable=True)]

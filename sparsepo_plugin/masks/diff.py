@@ -5,7 +5,6 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from ..alignment import edited
-from ..errors import SparsePOError
 from ..reference import ReferenceFeatures
 from ..registry import MASKS
 from ..tokens import ResponseTokens
@@ -36,11 +35,7 @@ class DiffMask(TokenMask):
         Raises:
             SparsePOError: under ring attention, where no process sees a whole response.
         """
-        if tokens.group is not None:
-            raise SparsePOError(
-                "mask 'diff' compares whole responses, which must not be sharded over processes",
-                about="sharded sequences",
-            )
+        tokens.refuse_shards("whole responses are compared")
         responses = [labels.tolist() for labels in tokens.labels.split(tokens.count().int().tolist())]
         pairs = zip(responses[: tokens.num_pairs], responses[tokens.num_pairs :], strict=True)
         chosen, rejected = zip(*(edited(*pair) for pair in pairs), strict=True)

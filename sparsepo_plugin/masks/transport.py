@@ -7,7 +7,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import SparsePOError
 from ..reference import ReferenceFeatures
 from ..registry import MASKS
 from ..tokens import ResponseTokens
@@ -49,10 +48,7 @@ class TransportMask(TokenMask):
         Raises:
             SparsePOError: under ring attention, where no process sees a whole response.
         """
-        if tokens.group is not None:
-            raise SparsePOError(
-                "whole responses are compared, which must not be sharded over processes", about="sharded sequences"
-            )
+        tokens.refuse_shards("whole responses are compared")
         states = features.policy_hidden
         states = states.to(torch.promote_types(states.dtype, torch.float32))
         weights = states.new_zeros(len(tokens))

@@ -792,7 +792,7 @@ def test_diff_by_hand():
 
 def test_diff_refuses_a_share_of_a_sequence():
     tokens = responses([4], [3]).shard(0, 3, group=object())
-    with pytest.raises(SparsePOError, match=r"diff.*must not be sharded over processes"):
+    with pytest.raises(SparsePOError, match=r"whole responses are compared, which must not be sharded"):
         DiffMask()(ReferenceFeatures(), tokens)
 
 
