@@ -27,7 +27,7 @@ def folder(case: ElementTree.Element) -> str:
 def reason(skipped: ElementTree.Element) -> str:
     """Why a test, or a module whole, was skipped; pytest writes the latter as (file, line, reason)."""
     if skipped.get("message") == "collection skipped":
-        return ast.literal_eval(skipped.text)[-1]
+        return ast.literal_eval(skipped.text)[-1].removeprefix("Skipped: ")
     return skipped.get("message")
 
 
