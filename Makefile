@@ -150,7 +150,7 @@ demo: env ## the paper's sentiment experiment in miniature, to runs/demo (about 
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/demo/run.py
 
 .PHONY: frontier
-frontier: env ## the paper's Figure 2 in miniature, 63 runs, to runs/frontier (under 25 minutes on 2 cores; goes on where it was ended; METHODS=dpo,ln_dpo compares these)
+frontier: env ## the paper's Figure 2 in miniature, 63 runs, to runs/frontier (under 25 minutes on 2 cores; goes on where it was ended; METHODS=dpo,ln_dpo,tis_dpo compares these)
 	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=examples/demo:$$PYTHONPATH $(BIN)/python examples/frontier/run.py --methods "$(METHODS)"
 
 # PAIRS and HELD_OUT are files of pairs of film reviews, of different prompts; docs/results.md says which.

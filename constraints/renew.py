@@ -15,15 +15,17 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
-WHEELS = {"cpu": "+cpu", "cuda13": ""}  # what torch's own version ends in
+BUILDS = {"cpu": "+cpu", "cuda12": "+cu129", "cuda13": ""}  # of PyTorch: what its version ends in
+INDEX = "https://download.pytorch.org/whl/"  # of its builds with such an end; the other is on PyPI
 EXTRAS = "openrlhf,trl,analysis"
 HEADER = """\
 # Every package that a run needs on Linux, x86-64, Python 3.11, by hash: pip install --require-hashes -r FILE
 # PyTorch is {build}.
 # Made by `make constraints`; the versions are those of constraints-cpu.txt.
 """
-BUILDS = {
-    "cpu": "the build for CPUs, from its own index (--extra-index-url https://download.pytorch.org/whl/cpu)",
+SOURCES = {
+    "cpu": f"the build for CPUs, from its own index (--extra-index-url {INDEX}cpu)",
+    "cuda12": f"the build for CUDA 12.9, from its own index (--extra-index-url {INDEX}cu129)",
     "cuda13": "the build that is on PyPI, for CUDA 13",
 }
 
@@ -38,6 +40,8 @@ def resolve(suffix: str) -> list[dict]:
         constraints.write_text(pins)
         pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
         pip += ["--only-binary", ":all:", "--no-binary", "deepspeed"]  # which has no wheel
+        if suffix:
+            pip += ["--extra-index-url", INDEX + suffix.removeprefix("+")]
         subprocess.run([*pip, "--constraint", constraints, "--report", report, f"{ROOT}[{EXTRAS}]"], check=True)
         return json.loads(report.read_text())["install"]
 
@@ -52,10 +56,10 @@ def line(package: dict) -> str:
 def main() -> None:
     """Write a file for each kind of machine."""
     assert sys.version_info[:2] == (3, 11), "the pins are for Python 3.11"
-    for name, suffix in WHEELS.items():
+    for name, suffix in BUILDS.items():
         packages = [package for package in resolve(suffix) if package["metadata"]["name"] != "sparsepo-plugin"]
         text = "".join(sorted(map(line, packages), key=str.lower))
-        (FOLDER / f"{name}.txt").write_text(HEADER.format(build=BUILDS[name]) + text)
+        (FOLDER / f"{name}.txt").write_text(HEADER.format(build=SOURCES[name]) + text)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,11 @@
 
 In the world of the demo, seven methods are trained with three β and three seeds each, and the reward of their samples
 is compared at equal KL to the reference. Begun again it goes on where it was ended. `make frontier METHODS=dpo,simpo`
-compares others: names of methods.yaml and more.yaml, and losses that need no option, in a folder of their own.
+compares others, in a folder of their own: names of methods.yaml and more.yaml, and losses that need no option. Models
+and weights that they need are made first, as ingredients.py says.
 """
 
 import json
-import os
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +15,8 @@ from typing import Annotated, Any
 import torch
 import typer
 import yaml
+from commands import OUTPUT, sparsepo
+from ingredients import PAIRS, needed, prepared
 from language_model import build_tokenizer, train  # of the demo
 from reviews import Reviewer
 
@@ -25,7 +25,7 @@ from sparsepo_plugin.config import objective_class, taken_from_host
 from sparsepo_plugin.errors import one_line_errors
 from sparsepo_plugin.options import parameters
 
-HERE, OUTPUT = Path(__file__).parent, Path("runs/frontier")  # the latter is in base.yaml too
+HERE = Path(__file__).parent
 TRAIN_PROMPTS, HELD_OUT_PROMPTS = 1600, 300
 MIN_DIFFERENCE = 0.5  # of the scores of a pair, as in the demo
 BETAS, SEEDS = "0.05,0.4,3", "0,1,2"
@@ -45,12 +45,14 @@ def main(methods: Annotated[str, typer.Option(help="Names, with commas; the pape
         variants = read_variants(methods)
     folder = OUTPUT / methods
     baselines = {"figures": next(iter(variants))} if methods else BASELINES
-    reference, pairs, held_out = (OUTPUT / name for name in ("reference", "pairs.jsonl", "held_out.jsonl"))
+    reference, held_out = OUTPUT / "reference", OUTPUT / "held_out.jsonl"
     if not (reference / "tokenizer.json").exists():
         make_reference(reference)
     prompts, held_out_prompts = write_prompts()
-    sparsepo("generate", reference, "--prompts", prompts, "-o", pairs, *SAMPLING, "--min-difference", MIN_DIFFERENCE)
+    sparsepo("generate", reference, "--prompts", prompts, "-o", PAIRS, *SAMPLING, "--min-difference", MIN_DIFFERENCE)
     sparsepo("generate", reference, "--prompts", held_out_prompts, "-o", held_out, *SAMPLING)
+    for name in dict.fromkeys(name for variant in variants.values() for name in needed(variant)):
+        prepared(name)
     train_all(folder / "sweep", variants)
     runs = sorted(folder.glob("sweep/*/run"))
     # Losses without a reference leave runs without one.
@@ -138,14 +140,6 @@ def evaluate(runs: list[Path], prompts: Path, *compared: object) -> None:
     with ThreadPoolExecutor(JOBS) as pool:
         shares = [share for share in (runs[number::JOBS] for number in range(JOBS)) if share]
         list(pool.map(lambda share: sparsepo("evaluate", *share, *flags, OMP_NUM_THREADS="1"), shares))
-
-
-def sparsepo(command: str, *arguments: object, **environment: str) -> None:
-    """A command of this environment."""
-    print(f"\nsparsepo {command}", flush=True)
-    words = [Path(sys.executable).with_name("sparsepo"), command, *map(str, arguments)]
-    if code := subprocess.run(words, env=os.environ | environment).returncode:
-        raise typer.Exit(code)
 
 
 if __name__ == "__main__":

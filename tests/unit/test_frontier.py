@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from sparsepo_plugin import LossConfig, SparsePOError
+from sparsepo_plugin import OBJECTIVES, LossConfig, SparsePOError
 from sparsepo_plugin.analysis.hull import Frontier
 from sparsepo_plugin.analysis.intervals import mean_over_seeds
 from sparsepo_plugin.analysis.kl_bins import bin_edges
@@ -284,7 +284,7 @@ def experiment(monkeypatch):
     for name in ("demo", "frontier"):
         monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples" / name)
     yield importlib.import_module("run")
-    for name in ("run", "language_model", "reviews"):
+    for name in ("run", "commands", "ingredients", "language_model", "reviews"):
         sys.modules.pop(name)
 
 
@@ -301,12 +301,51 @@ def test_methods_by_name(experiment):
     assert experiment.scale_of("sepo") == {}
     with pytest.raises(SparsePOError, match=r"^METHODS: 'ppo' is no method; there are dpo, .*adpo segments, .*simpo"):
         experiment.read_variants("dpo,ppo")
-    with pytest.raises(SparsePOError, match=r"^METHODS: sepo.oracle is needed: it has no default; say what it is in"):
-        experiment.read_variants("sepo")
+    with pytest.raises(SparsePOError, match=r"^METHODS: weighted_dpo.mask is needed: .*; say what it is in"):
+        experiment.read_variants("weighted_dpo")
+
+
+def test_every_loss_and_every_example_of_a_method_is_a_name(experiment):
+    """`weighted_dpo` has as many names as masks have that it is used with."""
+    examples = Path(__file__).parents[2] / "examples/openrlhf/methods"
+    names = {*OBJECTIVES.names(), *(path.stem for path in examples.glob("*.yaml"))} - {"weighted_dpo"}
+    assert {"sepo", "tgdpo", "tis_dpo", "mask_dpo", "cdpo", "wpo"} <= names
+    variants = experiment.read_variants(",".join(sorted(names)))
+    for name in names & {path.stem for path in examples.glob("*.yaml")}:
+        assert variants[name]["loss"] == yaml.safe_load((examples / f"{name}.yaml").read_text())["loss"]
+
+
+def test_what_a_method_needs_is_made_once(experiment, monkeypatch, tmp_path):
+    """TIS-DPO's weights are scores of two models; what was half made is made again."""
+    ingredients, made = sys.modules["ingredients"], []
+
+    def command(name, *arguments, **_):
+        made.append((name, *map(str, arguments)))
+        for flag in ("-o", "--ckpt.output_dir"):
+            if flag in arguments:
+                arguments[arguments.index(flag) + 1].touch()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ingredients, "sparsepo", command)
+    variants = experiment.read_variants("tis_dpo,tgdpo,dpo")
+    assert [experiment.needed(variant) for variant in variants.values()] == [["tis_dpo.jsonl"], ["oracle"], []]
+    experiment.OUTPUT.mkdir(parents=True)
+    half = experiment.OUTPUT / "part-oracle"
+    half.mkdir()
+    (half / "model.safetensors").touch()
+    path = experiment.prepared("tis_dpo.jsonl")
+    assert [words[0] for words in made] == ["train", "train", "score"] and path.exists() and not half.exists()
+    assert made[-1][1:4] == ("runs/frontier/oracle", "--reference", "runs/frontier/swapped")
+    assert {words[words.index("--data.chosen_key") + 1] for words in made if "--data.chosen_key" in words} == {
+        "rejected"
+    }
+    experiment.prepared("oracle")
+    experiment.prepared("tis_dpo.jsonl")
+    assert len(made) == 3
 
 
 @pytest.mark.parametrize("file", ["methods.yaml", "more.yaml"])
 def test_every_named_method_is_one(file, experiment):
     for variant in yaml.safe_load((experiment.HERE / file).read_text()).values():
-        assert variant.keys() <= {"loss", variant["loss"]}
+        assert variant.keys() <= {"loss", variant["loss"], "data"}
         build_masks(LossConfig.from_section(variant.get(variant["loss"]), variant["loss"]), 16, 2, seed=0)

@@ -1,9 +1,12 @@
 """pyproject.toml, the files of pins and the host say the same of versions; docs/install.md is made from them."""
 
+import re
 import tomllib
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from sparsepo_plugin.hosts.openrlhf.patched import TESTED
@@ -33,3 +36,17 @@ def test_ranges_begin_with_the_oldest_pins_and_hold_the_newest():
     for (name, _), allowed in ranges.items():
         (lowest,) = [Version(each.version) for each in allowed if each.operator == ">="]
         assert lowest == Version(OLDEST[name]) and allowed.contains(NEWEST[name]), name
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "constraints").glob("*.txt")), ids=lambda path: path.stem)
+def test_files_with_hashes_have_the_versions_that_the_tests_run_with(file):
+    """Of what both name; PyTorch's build is the file's own, and no package is named twice."""
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+    found = [re.fullmatch(r"(\S+)==(\S+) --hash=sha256:[0-9a-f]{64}", line).groups() for line in lines]
+    versions = {canonicalize_name(name): version for name, version in found}
+    assert len(versions) == len(lines) and versions.keys() >= {canonicalize_name(name) for name in OLDEST} - {
+        "openrlhf"
+    }
+    tested = {canonicalize_name(name): version for name, version in NEWEST.items()}
+    differ = {name for name in versions.keys() & tested.keys() if versions[name] != tested[name]}
+    assert differ <= {"torch"} and Version(versions["torch"]).public == Version(tested["torch"]).public
