@@ -1,5 +1,6 @@
 """The last lines of `make test` (tests/covered.py), on files that a real pytest wrote."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,8 @@ def covered(folder: Path, modules: dict[str, str]) -> subprocess.CompletedProces
         (folder / name).write_text("\n".join(line[8:] for line in text.splitlines()))
     (folder / "pytest.ini").write_text("[pytest]\n")
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml", "openrlhf.xml", "tests"]
-    subprocess.run(run, cwd=folder, capture_output=True)
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    subprocess.run(run, cwd=folder, capture_output=True, env=bare | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
     return subprocess.run([sys.executable, str(COVERED), "openrlhf.xml"], cwd=folder, capture_output=True, text=True)
 
 
