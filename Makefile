@@ -85,8 +85,8 @@ test-axolotl: env env-axolotl ## run the tests of Axolotl, those of TRL with the
 	$(PYTEST) --junitxml $(RESULTS)/hosts_agree.xml tests/hosts_agree
 
 .PHONY: test-fast
-test-fast: env ## run the unit tests only (under 2 minutes)
-	$(PYTEST) tests/unit
+test-fast: env ## run the unit tests only, but for a few slow ones (under 2 minutes of one core)
+	$(PYTEST) -m "not slow" tests/unit
 
 # The two ends of what pyproject.toml allows. They are no part of `test`, and take as long.
 .PHONY: test-oldest

@@ -379,7 +379,10 @@ def test_two_graphs_serve_all_batches(expectation, monkeypatch):
 
 @pytest.mark.parametrize(
     ("expectation", "fused_by"),
-    [*((expectation, by) for expectation in EXPECTATIONS for by in (None, "tracer")), ("reference", "compiler")],
+    [
+        *((expectation, by) for expectation in EXPECTATIONS for by in (None, "tracer")),
+        pytest.param("reference", "compiler", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2**-7), (torch.float16, 2**-9)])
 def test_confident_tokens_on_a_gpu(expectation, dtype, tolerance, fused_by, monkeypatch, request):

@@ -339,6 +339,7 @@ def killed_at(moment):
     overlay.ensure_overlay()
 
 
+@pytest.mark.slow
 def test_a_build_that_is_killed_at_any_moment_is_made_good_by_the_next(base):
     """Of a first build, and of one in place of a changed copy."""
     copy = overlay.ensure_overlay()

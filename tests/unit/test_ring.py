@@ -105,6 +105,7 @@ def ring(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", SECTIONS)
 def test_two_processes_equal_one(ring, layout, name):
@@ -117,6 +118,7 @@ def test_two_processes_equal_one(ring, layout, name):
             torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance, msg=f"{key}: {got} {expected}")
 
 
+@pytest.mark.slow
 def test_layouts_are_what_they_say(ring):
     rows = {layout: [half[layout, "learned"]["rows"].item() for half in ring] for layout in LAYOUTS}
     assert rows == {"across": [9, 7], "all in one half": [0, 10]}
