@@ -32,7 +32,13 @@ def read_models(names: dict[str, str], trust_remote_code: bool, quantised: bool 
     Raises:
         SparsePOError: a model is missing, broken, an adapter, quantised, or no text decoder; the line names the key.
     """
-    return {key: _read_model(key, name, trust_remote_code, quantised) for key, name in names.items()}
+    models = {key: _read_model(key, name, trust_remote_code, quantised) for key, name in names.items()}
+    looked_at = set()  # a folder that is policy and reference has one set of files
+    for key, name in names.items():
+        if name not in looked_at and os.path.isdir(name) and not _is_quantised(models[key].config):
+            check_weights(key, Path(name), trust_remote_code)
+        looked_at.add(name)
+    return models
 
 
 def join(policy: nn.Module, reference: nn.Module | None, config: LossConfig, seed: int) -> MaskedPolicy:
@@ -155,9 +161,11 @@ def _read_model(key: str, name: str, trust_remote_code: bool, quantised: bool) -
         raise SparsePOError(f"{key}: {name} cannot be loaded: {first_line(error)}") from error
     if _is_bidirectional(model):
         raise SparsePOError(f"{key}: {config.model_type} is bidirectional, its tokens see those after them {_WANTED}")
-    if os.path.isdir(name) and getattr(config, "quantization_config", None) is None:
-        check_weights(key, Path(name), trust_remote_code)
     return model
+
+
+def _is_quantised(config: Any) -> bool:
+    return getattr(config, "quantization_config", None) is not None
 
 
 def refuse_kind(key: str, config: Any, quantised: bool = False) -> None:
@@ -180,7 +188,7 @@ def refuse_kind(key: str, config: Any, quantised: bool = False) -> None:
             word in made_for for word in _NO_DECODERS
         ),
         "is quantised: its weights cannot be trained, give the model that it was made from": (
-            not quantised and getattr(config, "quantization_config", None) is not None
+            not quantised and _is_quantised(config)
         ),
     }
     for reason, applies in reasons.items():
