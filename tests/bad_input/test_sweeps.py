@@ -19,6 +19,7 @@ VARIANTS = ("--variants", "v.yaml")
         (("--seeds", "0", *VARIANTS), {"v.yaml": "a: {b: 1}\na: {b: 2}"}, "v.yaml: not YAML: a is given twice"),
         (("--seeds", "0", *VARIANTS, "--set", "loss=dpo"), {"v.yaml": "a: {loss: tdpo}"}, "variant a sets it too"),
         (("--seeds", "0"), {"sweep": "a file"}, "is a file, a folder is needed there"),
+        (("--seeds", "0", "--set", "model.btea=1,2"), {}, "error: model.btea=1_seed=0: unknown key"),
         (("--seeds", "0", "--set", "loss=dpo,ppo"), {}, "error: ppo_seed=0: loss: unknown loss 'ppo'"),
     ],
 )

@@ -82,6 +82,8 @@ def test_broken_entry_point_is_one_line(tmp_path, monkeypatch):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-masks\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[sparsepo.masks]\nbroken = no_such_module:Mask\n")
+    assert "broken" not in MASKS
     monkeypatch.syspath_prepend(tmp_path)
+    assert "broken" in MASKS
     with pytest.raises(SparsePOError, match=r"mask 'broken' cannot be imported: no such module"):
         MASKS.get("broken")

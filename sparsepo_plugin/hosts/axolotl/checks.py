@@ -25,7 +25,7 @@ def key_of_ours(cfg: Mapping[str, Any]) -> str | None:
     here may be that of another plugin, if one is listed.
     """
     loss, plugins = cfg.get("loss"), cfg.get("plugins") or []
-    if loss is not None and (PLUGIN in plugins or not plugins or str(loss) in OBJECTIVES.names() or ":" in str(loss)):
+    if loss is not None and (PLUGIN in plugins or not plugins or str(loss) in OBJECTIVES or ":" in str(loss)):
         return f"loss: {loss}"
     if cfg.get("loss_plugins") is not None:
         return "loss_plugins"

@@ -48,7 +48,7 @@ def find_loss(name: str, plugins: list[str]) -> type[PreferenceLoss]:
         SparsePOError: a module cannot be imported.
     """
     import_plugins(plugins)
-    if ":" not in name and name not in OBJECTIVES.names():
+    if ":" not in name and name not in OBJECTIVES:
         raise LookupError(f"unknown loss {shown(name)}; registered are {', '.join(OBJECTIVES.names())}")
     return TokenLoss
 
